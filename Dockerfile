@@ -1,0 +1,39 @@
+# timber-tutorial:1, the image that most people would ship: a glibc binary on a slim distribution.
+#   docker build -t timber-tutorial:1 .
+FROM rust:1.96-slim-trixie AS build
+WORKDIR /timber
+
+# The dependencies, in a layer of their own: a change to the source downloads and compiles none of them again.
+# The service itself is not compiled before its source is here, so no layer can hold a stale one.
+COPY Cargo.toml Cargo.lock ./
+RUN cargo build --release --locked \
+    -p hyper -p hyper-util -p http-body-util -p tokio -p serde_json
+
+COPY build.rs ./
+COPY src src
+ARG REVISION=""
+RUN BUILD_REVISION="$REVISION" cargo build --release --locked --offline \
+    && cp target/release/timber /timber/timber
+
+FROM debian:trixie-slim
+COPY --from=build /timber/timber /timber
+
+ARG VERSION="0.1.0"
+ARG REVISION=""
+ARG CREATED=""
+ARG SOURCE=""
+LABEL org.opencontainers.image.title="timber" \
+      org.opencontainers.image.description="The tutorial's hello microservice, glibc on a slim distribution" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" \
+      org.opencontainers.image.source="$SOURCE"
+
+ENV PORT=8080 TIMBER_RELEASE=1
+EXPOSE 8080
+# A number, not a name: Kubernetes can tell that it is not root. It needs no entry in a passwd file.
+USER 65532:65532
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --retries=3 CMD ["/timber", "healthcheck"]
+ENTRYPOINT ["/timber"]

@@ -1,0 +1,327 @@
+//! The API: a table of routes, and the answer to each request. No sockets here: a request head goes in, a
+//! response comes out. This is the only file that a new endpoint touches.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Instant,
+};
+
+use hyper::{
+    Method, Response, StatusCode, Version,
+    body::Bytes,
+    header::{self, HeaderValue},
+    http::request::Parts,
+};
+use serde_json::{Value, json};
+
+use crate::{host, log::Utc, metrics::Metrics};
+
+/// What the answers depend on besides the request: who is answering, and whether it is about to stop.
+pub struct App {
+    pub release: String,
+    pub host_name: String,
+    pub pid: u32,
+    /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
+    pub port: u16,
+    pub started: Instant,
+    /// In seconds since the Unix epoch.
+    pub started_at: u64,
+    pub draining: AtomicBool,
+    pub metrics: &'static Metrics,
+}
+
+/// An endpoint. What it answers to GET is all that differs: HEAD, OPTIONS and the refusal of other methods
+/// follow from that.
+pub struct Route {
+    pub path: &'static str,
+    /// Asked every few seconds by machines, so left out of the access log.
+    pub is_probe: bool,
+    content_type: &'static str,
+    summary: &'static str,
+    answer: fn(&App) -> Result<Bytes, Failure>,
+    /// The answer that is no 200.
+    failure: Option<Failure>,
+}
+
+/// An answer in the original's shape for errors: `{"errors": {title: description}}`.
+#[derive(Clone, Copy)]
+struct Failure(StatusCode, &'static str);
+
+const JSON: &str = "application/json; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
+const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
+
+pub static ROUTES: [Route; 7] = [
+    Route::get("/index", JSON, "How timber is", |_| Ok(Bytes::from_static(br#"{"timber": "so delicious"}"#))),
+    Route::get("/healthz", JSON, "Liveness: the process works", |_| {
+        Ok(Bytes::from_static(br#"{"status": "ok"}"#))
+    })
+    .probe(),
+    Route::get("/readyz", JSON, "Readiness: send traffic", |app| {
+        if app.draining.load(Relaxed) {
+            Err(DRAINING)
+        } else {
+            Ok(Bytes::from_static(br#"{"status": "ready"}"#))
+        }
+    })
+    .or(DRAINING)
+    .probe(),
+    Route::get("/version", JSON, "What is running, and where", |app| Ok(version(app).to_string().into())),
+    Route::get("/metrics", PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
+    Route::get("/openapi.json", JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().to_string().into())),
+    Route::get("/", HTML, "A page, to browsers alone", |app| Ok(page(app).into())).or(UNDEFINED),
+];
+
+impl Route {
+    const fn get(
+        path: &'static str,
+        content_type: &'static str,
+        summary: &'static str,
+        answer: fn(&App) -> Result<Bytes, Failure>,
+    ) -> Self {
+        Route { path, is_probe: false, content_type, summary, answer, failure: None }
+    }
+
+    const fn or(self, failure: Failure) -> Self {
+        Route { failure: Some(failure), ..self }
+    }
+
+    const fn probe(self) -> Self {
+        Route { is_probe: true, ..self }
+    }
+}
+
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit that an image was built from, where its builder said.
+const REVISION: Option<&str> = match option_env!("BUILD_REVISION") {
+    Some(revision) if !revision.is_empty() => Some(revision),
+    _ => None,
+};
+const TARGET: &str = env!("BUILD_TARGET");
+const LIBC: &str = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+
+/// The response to one request, and the index of its route; past the end of [`ROUTES`] where it has none.
+pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Response<Bytes>) {
+    let none = ROUTES.len();
+    if let Err(failure) = check(head) {
+        return (none, failure.into());
+    }
+    if head.method == Method::OPTIONS && head.uri.path() == "*" {
+        return (none, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
+    }
+    let Some(index) = find(head) else {
+        return (none, not_found(app, head, client));
+    };
+    let route = &ROUTES[index];
+    let response = match head.method {
+        Method::GET | Method::HEAD => match (route.answer)(app) {
+            Ok(body) => respond(StatusCode::OK, route.content_type, body),
+            Err(failure) => failure.into(),
+        },
+        Method::OPTIONS => allowed(StatusCode::OK),
+        Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE | Method::CONNECT => {
+            allowed(StatusCode::METHOD_NOT_ALLOWED)
+        }
+        _ => Failure(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
+    };
+    (index, response)
+}
+
+/// What hyper leaves unchecked: the form of the target, and Host.
+fn check(head: &Parts) -> Result<(), Failure> {
+    let bad = |description| Err(Failure(StatusCode::BAD_REQUEST, description));
+    let authority_form = head.uri.scheme().is_none() && head.uri.authority().is_some();
+    match (head.method == Method::CONNECT, authority_form) {
+        (true, true) => {
+            return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy"));
+        }
+        (true, false) => {
+            return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)");
+        }
+        (false, true) => {
+            return bad("The target has to start with a slash (RFC 9112 section 3.2.1)");
+        }
+        (false, false) => {}
+    }
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version >= Version::HTTP_11 => bad("Host is missing (RFC 9112 section 3.2)"),
+        (Some(_), Some(_)) => bad("Host is there twice (RFC 9112 section 3.2)"),
+        (Some(host), None) if !is_host(host) => {
+            bad("Host has a character that no host has (RFC 3986 section 3.2.2)")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// RFC 3986 section 3.2.2, and the port behind it, by their characters. Empty is allowed there, too.
+fn is_host(value: &HeaderValue) -> bool {
+    value.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b))
+}
+
+/// The index of the route that the target names.
+fn find(head: &Parts) -> Option<usize> {
+    let path = head.uri.path();
+    let exact = |path: &str| ROUTES.iter().position(|route| route.path == path);
+    let index = exact(path).or_else(|| exact(&normalize(path)?))?;
+    (ROUTES[index].path != "/" || is_browser(head)).then_some(index)
+}
+
+/// The path as the original compares it: percent-decoded, slashes in front of it as one, one slash behind it
+/// as none, and `/v1/index`, with anything behind the v, as `/index`. None if it is not text.
+fn normalize(path: &str) -> Option<String> {
+    let decoded = String::from_utf8(percent_decode(path)).ok()?;
+    let trimmed = decoded.strip_suffix('/').unwrap_or(&decoded).trim_start_matches('/');
+    let name = match trimmed.split_once('/') {
+        Some((version, "index")) if version.len() > 1 && version.starts_with('v') => "index",
+        _ => trimmed,
+    };
+    Some(format!("/{name}"))
+}
+
+/// A percent sign without two hexadecimal digits behind it stands for itself, as in the original.
+fn percent_decode(path: &str) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut bytes = path.as_bytes();
+    while let [first, rest @ ..] = bytes {
+        let digits =
+            rest.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let value = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        decoded.push(value.unwrap_or(*first));
+        bytes = if value.is_some() { &rest[2..] } else { rest };
+    }
+    decoded
+}
+
+/// Browsers name text/html when they open a page; curl and the rest of the world do not.
+fn is_browser(head: &Parts) -> bool {
+    let ranges = head.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let html = ranges.flat_map(|value| value.split(',')).any(|range| {
+        let (media, weight) = range.split_once(";q=").unwrap_or((range, "1"));
+        media.trim().eq_ignore_ascii_case("text/html") && weight.bytes().any(|b| (b'1'..=b'9').contains(&b))
+    });
+    html && matches!(head.method, Method::GET | Method::HEAD)
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// To OPTIONS, and to a method that no route takes: the body is empty as in the original.
+fn allowed(status: StatusCode) -> Response<Bytes> {
+    let mut response = respond(status, JSON, Bytes::new());
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    response
+}
+
+impl From<Failure> for Response<Bytes> {
+    fn from(Failure(status, description): Failure) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        respond(status, JSON, format!(r#"{{"errors": {{"{title}": "{description}"}}}}"#))
+    }
+}
+
+/// The 404 that documents the API, byte for byte the original's. It knows `/index` alone; what a machine asks
+/// for beside it stands in the document that Link points to.
+fn not_found(app: &App, head: &Parts, client: IpAddr) -> Response<Bytes> {
+    let host = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = host
+        .or_else(|| head.headers.get(header::HOST).map(HeaderValue::as_bytes))
+        .map(String::from_utf8_lossy);
+    let host = host.unwrap_or_else(|| Cow::Owned(format!("localhost:{}", app.port)));
+    // As in the original, a proxy on this machine is believed.
+    let tls = client.to_canonical().is_loopback()
+        && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
+    let scheme = if tls { "https" } else { "http" };
+    let example = Value::from(format!("{scheme}://{host}/index"));
+    let body = format!(
+        r#"{{
+    "404": "The API call you tried to make was not defined. Here's a definition of the API to help you get going :)",
+    "documentation": {{
+        "handlers": {{
+            "/index": {{
+                "GET": {{
+                    "examples": [
+                        {example}
+                    ],
+                    "outputs": {{
+                        "format": "JSON (Javascript Serialized Object Notation)",
+                        "content_type": "application/json; charset=utf-8"
+                    }}
+                }}
+            }}
+        }}
+    }}
+}}"#
+    );
+    let mut response = respond(StatusCode::NOT_FOUND, JSON, body);
+    response
+        .headers_mut()
+        .insert(header::LINK, HeaderValue::from_static(r#"</openapi.json>; rel="service-desc""#));
+    response
+}
+
+fn version(app: &App) -> Value {
+    let started = Utc::at(app.started_at);
+    json!({
+        "name": "timber",
+        "version": VERSION,
+        "revision": REVISION,
+        "release": app.release,
+        "libc": LIBC,
+        "target": TARGET,
+        "hostname": app.host_name,
+        "pid": app.pid,
+        "started": format!("{}T{}Z", started.date, started.time),
+        "uptime_seconds": app.started.elapsed().as_secs(),
+    })
+}
+
+fn metrics(app: &App) -> String {
+    let revision = REVISION.unwrap_or("unknown");
+    let build = [("version", VERSION), ("revision", revision), ("release", &app.release), ("target", TARGET)];
+    app.metrics.render(&build, app.started_at, host::resident_memory())
+}
+
+fn page(app: &App) -> String {
+    let row = |route: &Route| format!("<tr><td><a href=\"{0}\">{0}</a><td>{1}\n", route.path, route.summary);
+    include_str!("page.html")
+        .replace("{release}", &html(&app.release))
+        .replace("{version}", VERSION)
+        .replace("{libc}", LIBC)
+        .replace("{host}", &html(&app.host_name))
+        .replace("{pid}", &app.pid.to_string())
+        .replace("{api}", &ROUTES.iter().map(row).collect::<String>())
+}
+
+fn html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn openapi() -> Value {
+    let response = |description: &str, content_type: &str| {
+        let media = content_type.split(';').next().unwrap_or(content_type);
+        let schema = json!({ "type": if media == "application/json" { "object" } else { "string" } });
+        json!({ "description": description, "content": { media: { "schema": schema } } })
+    };
+    let mut paths = json!({});
+    for route in &ROUTES {
+        let mut responses = json!({ "200": response("OK", route.content_type) });
+        if let Some(Failure(status, description)) = route.failure {
+            responses[status.as_str()] = response(description, JSON);
+        }
+        let get = json!({ "summary": route.summary, "responses": responses });
+        paths[route.path] = json!({ "get": get });
+    }
+    let license = json!({ "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" });
+    let info = json!({ "title": "timber", "version": VERSION, "license": license });
+    json!({ "openapi": "3.1.0", "info": info, "paths": paths })
+}

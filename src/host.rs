@@ -1,0 +1,224 @@
+//! What the process can see of the container around it: user, root file system, limits.
+//!
+//! All of it is read from files, below a root that tests replace. Whatever is not there (no `/proc`, another
+//! cgroup layout) is none, never an error: the service runs without it.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+/// Facts for the start-up lines; none where the system does not tell.
+#[derive(Debug, PartialEq)]
+pub struct Facts {
+    pub host_name: Option<String>,
+    pub user: Option<u32>,
+    pub read_only_root: Option<bool>,
+    /// Bytes; none also where there is no limit.
+    pub memory_limit: Option<u64>,
+    /// Thousandths of a CPU; none also where there is no limit.
+    pub cpu_limit: Option<u64>,
+    /// Soft limit of open file descriptors.
+    pub open_files: Option<u64>,
+}
+
+/// Reads the facts below `root`, which is `/` but for tests.
+pub fn facts(root: &Path) -> Facts {
+    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+    let status = read("proc/self/status");
+    Facts {
+        host_name: read("proc/sys/kernel/hostname").map(|name| name.trim().to_owned()),
+        user: status.and_then(|text| field(&text, "Uid:")?.parse().ok()),
+        read_only_root: read("proc/self/mounts").and_then(|mounts| read_only_root(&mounts)),
+        memory_limit: memory_limit(root),
+        cpu_limit: cpu_limit(root),
+        open_files: read("proc/self/limits").and_then(|text| field(&text, "Max open files")?.parse().ok()),
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.user {
+            Some(user) => write!(f, "User {user}")?,
+            None => write!(f, "User unknown")?,
+        }
+        match self.read_only_root {
+            Some(true) => write!(f, ", root file system read-only")?,
+            Some(false) => write!(f, ", root file system writable")?,
+            None => write!(f, ", root file system unknown")?,
+        }
+        match self.memory_limit {
+            Some(bytes) => write!(f, ", memory limit {} kiB", bytes / 1024)?,
+            None => write!(f, ", no memory limit seen")?,
+        }
+        match self.cpu_limit {
+            Some(thousandths) => write!(f, ", CPU limit {}.{:03}", thousandths / 1000, thousandths % 1000),
+            None => write!(f, ", no CPU limit seen"),
+        }
+    }
+}
+
+/// Resident memory of this process in bytes.
+pub fn resident_memory() -> Option<u64> {
+    let kib: u64 = field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The first word behind `name` at the start of a line.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+}
+
+fn read_only_root(mounts: &str) -> Option<bool> {
+    // Later mounts cover earlier ones, so the last line about / counts.
+    let root = mounts.lines().rev().find(|line| line.split(' ').nth(1) == Some("/"))?;
+    Some(root.split(' ').nth(3)?.split(',').any(|option| option == "ro"))
+}
+
+fn memory_limit(root: &Path) -> Option<u64> {
+    let v2 = groups(root, "").iter().filter_map(|dir| number(&dir.join("memory.max"))).min();
+    let v1 = groups(root, "memory").iter().filter_map(|dir| number(&dir.join("memory.limit_in_bytes"))).min();
+    // Version 1 says "no limit" as the largest multiple of the page size.
+    v2.or(v1).filter(|limit| *limit < 1 << 60)
+}
+
+fn cpu_limit(root: &Path) -> Option<u64> {
+    let v2 = groups(root, "").into_iter().filter_map(|dir| {
+        let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
+        let (quota, period) = text.trim().split_once(' ')?;
+        thousandths(quota.parse().ok()?, period.parse().ok()?)
+    });
+    let v1 = groups(root, "cpu").into_iter().filter_map(|dir| {
+        // A quota of -1, no limit, does not parse.
+        thousandths(number(&dir.join("cpu.cfs_quota_us"))?, number(&dir.join("cpu.cfs_period_us"))?)
+    });
+    v2.chain(v1).min()
+}
+
+fn thousandths(quota: u64, period: u64) -> Option<u64> {
+    (quota * 1000).checked_div(period)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The directories of this process's control group and its parents, innermost first. `controller` is empty for
+/// version 2. A limit anywhere on the way up binds. In a container that sees the host's path but only its own
+/// group mounted, the last of them, the mount itself, is the one that is there.
+fn groups(root: &Path, controller: &str) -> Vec<PathBuf> {
+    let lines = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let path = lines.lines().find_map(|line| {
+        // `0::/path` in version 2, `5:cpu,cpuacct:/path` in version 1.
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then(|| path.trim_start_matches('/'))
+    });
+    let mount = root.join("sys/fs/cgroup").join(controller);
+    Path::new(path.unwrap_or_default()).ancestors().map(|dir| mount.join(dir)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn cgroup_v2_limits_are_the_tightest_on_the_way_up() {
+        let dir = tree(&[
+            ("proc/self/cgroup", "0::/pod/box\n"),
+            ("sys/fs/cgroup/pod/memory.max", "16777216\n"),
+            ("sys/fs/cgroup/pod/box/memory.max", "max\n"),
+            ("sys/fs/cgroup/pod/cpu.max", "max 100000\n"),
+            ("sys/fs/cgroup/pod/box/cpu.max", "50000 100000\n"),
+        ]);
+        let facts = facts(dir.path());
+        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(16_777_216), Some(500)));
+    }
+
+    #[test]
+    fn cgroup_v2_in_its_own_namespace() {
+        let dir = tree(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "67108864\n"),
+            ("sys/fs/cgroup/cpu.max", "150000 100000\n"),
+        ]);
+        let facts = facts(dir.path());
+        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(67_108_864), Some(1500)));
+    }
+
+    #[test]
+    fn cgroup_v1_mounted_at_its_own_group() {
+        let dir = tree(&[
+            ("proc/self/cgroup", "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "16777216\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "25000\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+        ]);
+        let facts = facts(dir.path());
+        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(16_777_216), Some(250)));
+    }
+
+    #[test]
+    fn no_limit_is_none_in_both_versions() {
+        let v1 = tree(&[
+            ("proc/self/cgroup", "5:memory:/\n3:cpu,cpuacct:/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+        ]);
+        let v2 = tree(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "max\n"),
+            ("sys/fs/cgroup/cpu.max", "max 100000\n"),
+        ]);
+        for dir in [v1, v2] {
+            let facts = facts(dir.path());
+            assert_eq!((facts.memory_limit, facts.cpu_limit), (None, None));
+        }
+    }
+
+    #[test]
+    fn process_files() {
+        let dir = tree(&[
+            ("proc/sys/kernel/hostname", "oak\n"),
+            ("proc/self/status", "Name:\ttimber\nUid:\t65532\t65532\t65532\t65532\n"),
+            (
+                "proc/self/mounts",
+                "rootfs / rootfs rw 0 0\noverlay / overlay ro,relatime 0 0\nproc /proc proc rw 0 0\n",
+            ),
+            (
+                "proc/self/limits",
+                "Limit Soft Hard Units\nMax open files            1024                 4096                 files\n",
+            ),
+        ]);
+        let facts = facts(dir.path());
+        assert_eq!(facts.host_name.as_deref(), Some("oak"));
+        assert_eq!(
+            (facts.user, facts.read_only_root, facts.open_files),
+            (Some(65532), Some(true), Some(1024))
+        );
+    }
+
+    #[test]
+    fn nothing_to_read_is_none_throughout() {
+        let none = Facts {
+            host_name: None,
+            user: None,
+            read_only_root: None,
+            memory_limit: None,
+            cpu_limit: None,
+            open_files: None,
+        };
+        assert_eq!(facts(tree(&[]).path()), none);
+    }
+}

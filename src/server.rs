@@ -1,0 +1,273 @@
+//! Listener, workers, the connection limit, and the drain.
+
+use std::{
+    future::{pending, poll_fn},
+    io::{
+        self,
+        ErrorKind::{
+            AddrInUse, AddrNotAvailable, ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied,
+            WouldBlock,
+        },
+    },
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs},
+    pin::pin,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    task::Poll,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    runtime::{Builder, Runtime},
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    api::App,
+    config::Config,
+    connection::{self, Timeouts},
+    log::Log,
+};
+
+/// Handshakes that may wait to be accepted; the kernel caps it at `net.core.somaxconn`, 4096 by default.
+const BACKLOG: u32 = 4096;
+
+/// After an accept that failed for want of resources, such as file descriptors: trying again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between the closing of the listener and the closing of silent connections: a request that is on its way on
+/// a kept connection is still answered.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The standard library has no [`io::ErrorKind`] for it.
+const EAFNOSUPPORT: i32 = 97;
+
+/// The service at work. There is one, and it lives as long as the process.
+pub struct Server {
+    pub app: &'static App,
+    pub log: Log,
+    pub timeouts: Timeouts,
+    /// Connections that may still be opened.
+    permits: Semaphore,
+    /// True from the moment when the workers accept no more.
+    stopped: watch::Sender<bool>,
+    /// True from the moment when connections close as soon as they have nothing to do, and the call to do so.
+    pub closing: AtomicBool,
+    pub close: Notify,
+    /// The last connection has gone.
+    empty: Notify,
+}
+
+/// Binds the address of `config`. Without a host that is all interfaces: IPv6 and IPv4, or IPv4 alone where IPv6
+/// is off.
+///
+/// # Errors
+/// Why it cannot be had, in one line.
+pub fn listen(config: &Config) -> Result<StdListener, String> {
+    let port = config.port();
+    let Some(host) = &config.host else {
+        let (v6, v4) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into());
+        return match bind(v6) {
+            Err(error) if error.kind() == AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT) => {
+                bind(v4).map_err(|error| explain(v4, &error))
+            }
+            bound => bound.map_err(|error| explain(v6, &error)),
+        };
+    };
+    let addresses = (host.as_str(), port).to_socket_addrs().map_err(|error| {
+        format!("cannot listen at {host:?}: neither an address nor a name that resolves ({error})")
+    })?;
+    let mut failure = format!("cannot listen at {host:?}: it has no address");
+    for address in addresses {
+        match bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = explain(address, &error),
+        }
+    }
+    Err(failure)
+}
+
+fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    // Connections of an earlier process that are in TIME_WAIT do not hold the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+fn explain(address: SocketAddr, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        AddrInUse => "; another process listens there, choose another port with --bind or PORT",
+        PermissionDenied => "; ports below 1024 take a privilege, choose a higher one with --bind or PORT",
+        AddrNotAvailable => "; no interface of this host has that address",
+        _ => "",
+    };
+    format!("cannot listen at {address}: {error}{hint}")
+}
+
+/// A runtime for the thread that it is made on: connections never move between workers.
+///
+/// # Errors
+/// When the system refuses it an epoll instance.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+impl Server {
+    pub fn new(config: &Config, app: &'static App, log: Log) -> Self {
+        Server {
+            app,
+            log,
+            timeouts: Timeouts { idle: config.idle_timeout, header: config.header_timeout },
+            permits: Semaphore::new(config.max_connections),
+            stopped: watch::Sender::new(false),
+            closing: AtomicBool::new(false),
+            close: Notify::new(),
+            empty: Notify::new(),
+        }
+    }
+
+    /// Serves on this thread's runtime and on `workers - 1` threads more until [`Server::drain`]. Returns how many
+    /// workers there are, fewer where a thread could not be started, and what tells that all have stopped
+    /// accepting: the channel closes.
+    ///
+    /// # Errors
+    /// When the listener cannot be shared or registered.
+    pub fn start(
+        &'static self,
+        listener: &StdListener,
+        workers: usize,
+    ) -> io::Result<(usize, mpsc::Receiver<()>)> {
+        let (alive, accepting) = mpsc::channel(1);
+        let mut started = 1;
+        for number in 2..=workers {
+            let (listener, alive) = (listener.try_clone()?, alive.clone());
+            let worker = move || match runtime() {
+                Ok(runtime) => runtime.block_on(async {
+                    self.accept(listener, alive).await;
+                    pending::<()>().await; // connections still run here; the thread ends with the process
+                }),
+                Err(error) => self.log.error(format_args!("Worker {number} cannot start: {error}")),
+            };
+            if let Err(error) = thread::Builder::new().name(format!("worker-{number}")).spawn(worker) {
+                self.log
+                    .warning(format_args!("Worker {number} cannot start: {error}; serving with {started}"));
+                break;
+            }
+            started += 1;
+        }
+        tokio::spawn(self.accept(listener.try_clone()?, alive));
+        Ok((started, accepting))
+    }
+
+    async fn accept(&'static self, listener: StdListener, _alive: mpsc::Sender<()>) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return self.log.error(format_args!("Cannot accept connections: {error}"));
+            }
+        };
+        let mut stopped = self.stopped.subscribe();
+        let mut stop = pin!(stopped.wait_for(|stopped| *stopped));
+        let accept = async {
+            loop {
+                let Ok(permit) = self.permits.acquire().await else {
+                    return;
+                };
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        permit.forget(); // Open gives it back
+                        self.open(stream, peer);
+                    }
+                    // These are about one client that has gone again.
+                    Err(error)
+                        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) => {}
+                    Err(error) => {
+                        self.log.error(format_args!(
+                            "Cannot accept a connection: {error}; trying again in {ACCEPT_PAUSE:?}"
+                        ));
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        let mut accept = pin!(accept);
+        poll_fn(|context| match stop.as_mut().poll(context) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => accept.as_mut().poll(context),
+        })
+        .await;
+    }
+
+    fn open(&'static self, stream: TcpStream, peer: SocketAddr) {
+        // Counted here and not in the task: a drain must not miss one that has yet to run.
+        self.app.metrics.connections.fetch_add(1, Relaxed);
+        let open = Open(self);
+        tokio::spawn(async move {
+            let open = open;
+            connection::serve(open.0, stream, peer.ip()).await;
+        });
+    }
+
+    /// Stops within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once
+    /// the workers have let go of the listener, all that waits in its queue is taken in one go, with nothing
+    /// served in between (a queue that is served while it is emptied never empties).
+    pub async fn drain(
+        &'static self,
+        listener: StdListener,
+        mut accepting: mpsc::Receiver<()>,
+        delay: Duration,
+        deadline: Duration,
+    ) {
+        self.app.draining.store(true, Relaxed);
+        sleep(delay).await;
+
+        self.stopped.send_replace(true);
+        _ = accepting.recv().await;
+        let mut queue = Vec::new();
+        loop {
+            match listener.accept() {
+                Ok(connection) => queue.push(connection),
+                Err(error) if error.kind() == WouldBlock => break,
+                Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) => {}
+                Err(error) => {
+                    self.log.error(format_args!("Cannot accept what is waiting: {error}"));
+                    break;
+                }
+            }
+        }
+        drop(listener);
+        for (stream, peer) in queue {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.open(stream, peer);
+            }
+        }
+
+        let empty = async {
+            while self.app.metrics.connections.load(Relaxed) > 0 {
+                self.empty.notified().await;
+            }
+        };
+        let mut empty = pin!(empty);
+        let end = Instant::now() + deadline;
+        if timeout(LINGER.min(deadline), empty.as_mut()).await.is_err() {
+            self.closing.store(true, Relaxed);
+            self.close.notify_waiters();
+            _ = timeout(end.saturating_duration_since(Instant::now()), empty).await;
+        }
+    }
+}
+
+/// A connection's place among those that may be open.
+struct Open(&'static Server);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.permits.add_permits(1);
+        if self.0.app.metrics.connections.fetch_sub(1, Relaxed) == 1 {
+            self.0.empty.notify_one();
+        }
+    }
+}
