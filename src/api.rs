@@ -14,9 +14,12 @@ use hyper::{
     header::{self, HeaderValue},
     http::request::Parts,
 };
-use serde_json::{Value, json};
 
-use crate::{host, log::Utc, metrics::Metrics};
+use crate::{
+    host,
+    log::{Utc, quote},
+    metrics::Metrics,
+};
 
 /// What the answers depend on besides the request: who is answering, and whether it is about to stop.
 pub struct App {
@@ -71,9 +74,9 @@ pub static ROUTES: [Route; 7] = [
     })
     .or(DRAINING)
     .probe(),
-    Route::get("/version", JSON, "What is running, and where", |app| Ok(version(app).to_string().into())),
+    Route::get("/version", JSON, "What is running, and where", |app| Ok(version(app).into())),
     Route::get("/metrics", PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
-    Route::get("/openapi.json", JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().to_string().into())),
+    Route::get("/openapi.json", JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
     Route::get("/", HTML, "A page, to browsers alone", |app| Ok(page(app).into())).or(UNDEFINED),
 ];
 
@@ -241,7 +244,7 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Response<Bytes> {
     let tls = client.to_canonical().is_loopback()
         && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
-    let example = Value::from(format!("{scheme}://{host}/index"));
+    let example = quote(&format!("{scheme}://{host}/index"));
     let body = format!(
         r#"{{
     "404": "The API call you tried to make was not defined. Here's a definition of the API to help you get going :)",
@@ -269,20 +272,21 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Response<Bytes> {
     response
 }
 
-fn version(app: &App) -> Value {
+fn version(app: &App) -> String {
     let started = Utc::at(app.started_at);
-    json!({
-        "name": "timber",
-        "version": VERSION,
-        "revision": REVISION,
-        "release": app.release,
-        "libc": LIBC,
-        "target": TARGET,
-        "hostname": app.host_name,
-        "pid": app.pid,
-        "started": format!("{}T{}Z", started.date, started.time),
-        "uptime_seconds": app.started.elapsed().as_secs(),
-    })
+    let fields = [
+        ("name", quote("timber")),
+        ("version", quote(VERSION)),
+        ("revision", REVISION.map_or("null".to_owned(), quote)),
+        ("release", quote(&app.release)),
+        ("libc", quote(LIBC)),
+        ("target", quote(TARGET)),
+        ("hostname", quote(&app.host_name)),
+        ("pid", app.pid.to_string()),
+        ("started", quote(&format!("{}T{}Z", started.date, started.time))),
+        ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
+    ];
+    format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))
 }
 
 fn metrics(app: &App) -> String {
@@ -306,22 +310,26 @@ fn html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-fn openapi() -> Value {
-    let response = |description: &str, content_type: &str| {
+fn openapi() -> String {
+    let response = |status: StatusCode, description: &str, content_type: &str| {
         let media = content_type.split(';').next().unwrap_or(content_type);
-        let schema = json!({ "type": if media == "application/json" { "object" } else { "string" } });
-        json!({ "description": description, "content": { media: { "schema": schema } } })
+        let schema = if media == "application/json" { "object" } else { "string" };
+        format!(
+            r#""{}": {{"description": {}, "content": {{"{media}": {{"schema": {{"type": "{schema}"}}}}}}}}"#,
+            status.as_str(),
+            quote(description)
+        )
     };
-    let mut paths = json!({});
-    for route in &ROUTES {
-        let mut responses = json!({ "200": response("OK", route.content_type) });
+    let path = |route: &Route| {
+        let mut responses = response(StatusCode::OK, "OK", route.content_type);
         if let Some(Failure(status, description)) = route.failure {
-            responses[status.as_str()] = response(description, JSON);
+            responses = responses + ", " + &response(status, description, JSON);
         }
-        let get = json!({ "summary": route.summary, "responses": responses });
-        paths[route.path] = json!({ "get": get });
-    }
-    let license = json!({ "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" });
-    let info = json!({ "title": "timber", "version": VERSION, "license": license });
-    json!({ "openapi": "3.1.0", "info": info, "paths": paths })
+        let summary = quote(route.summary);
+        format!(r#""{}": {{"get": {{"summary": {summary}, "responses": {{{responses}}}}}}}"#, route.path)
+    };
+    let paths: Vec<_> = ROUTES.iter().map(path).collect();
+    let license = r#"{"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"}"#;
+    let info = format!(r#"{{"title": "timber", "version": "{VERSION}", "license": {license}}}"#);
+    format!(r#"{{"openapi": "3.1.0", "info": {info}, "paths": {{{}}}}}"#, paths.join(", "))
 }

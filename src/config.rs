@@ -1,7 +1,7 @@
 //! Every flag, variable and default, with its reason. Nothing here looks at the process: [`parse`] takes the
 //! arguments and the variables as values, and reports every mistake that it finds, not only the first.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
+use std::{net::Ipv6Addr, time::Duration};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub enum AccessLog {
 /// The settings of one service.
 #[derive(Debug, PartialEq)]
 pub struct Config {
-    /// Address or name to listen at; none means all interfaces, IPv6 and IPv4 both.
+    /// Address to listen at, or what was given for one; none means all interfaces, IPv6 and IPv4 both.
     pub host: Option<String>,
     bind_port: Option<u16>,
     platform_port: u16,
@@ -134,10 +134,7 @@ impl Config {
 ///
 /// # Errors
 /// All mistakes, a line each: its name, its value and the form expected.
-pub fn parse(
-    arguments: &[String],
-    variables: &BTreeMap<String, String>,
-) -> Result<(Command, Config), Vec<String>> {
+pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Command, Config), Vec<String>> {
     let mut config = Config::default();
     let mut command = Command::Serve;
     let mut mistakes = Vec::new();
@@ -147,11 +144,10 @@ pub fn parse(
         }
     };
 
-    if let Some(value) = variables.get("PORT") {
-        take(&mut config, "port", "PORT", value);
-    }
     for (name, value) in variables.iter().filter(|(name, value)| !is_service_link(name, value)) {
-        if let Some(setting) = name.strip_prefix("TIMBER_") {
+        if name == "PORT" {
+            take(&mut config, "port", name, value);
+        } else if let Some(setting) = name.strip_prefix("TIMBER_") {
             let setting = setting.to_ascii_lowercase().replace('_', "-");
             take(&mut config, if NAMES.contains(&setting.as_str()) { &setting } else { "" }, name, value);
         }

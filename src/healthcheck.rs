@@ -3,11 +3,11 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use crate::config::Config;
+use crate::{config::Config, server::address};
 
 /// For the whole probe: a service that takes longer is not healthy, and Docker's own limit is 3 s in the images.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,40 +41,33 @@ struct Target {
 }
 
 impl Target {
-    /// An address, never a name: what `localhost` means differs from image to image. A service on all
-    /// interfaces is asked at the loopback ones, IPv4 first, for IPv6 may be off.
+    /// A service on all interfaces is asked at the loopback ones, IPv4 first: IPv6 may be off.
     fn of(config: &Config) -> Result<Self, String> {
-        let port = config.port();
-        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let addresses = match config.host.as_deref().map(|host| (host, host.parse::<IpAddr>())) {
-            None => loopback.map(|ip| SocketAddr::new(ip, port)).to_vec(),
-            Some((_, Ok(ip))) if ip.is_unspecified() => loopback.map(|ip| SocketAddr::new(ip, port)).to_vec(),
-            Some((_, Ok(ip))) => vec![SocketAddr::new(ip, port)],
-            Some((name, Err(_))) => resolve(&format!("{name}:{port}"))?,
-        };
-        Ok(Target { host: format!("localhost:{port}"), addresses, path: "/healthz".to_owned() })
+        let host = config.host.as_deref().unwrap_or("0.0.0.0");
+        let ip = address(host).ok_or_else(|| format!("{host:?}: expected an address, or localhost"))?;
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let ips = if ip.is_unspecified() { loopback.to_vec() } else { vec![ip] };
+        let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, config.port())).collect();
+        Ok(Target { addresses, host: "localhost".to_owned(), path: "/healthz".to_owned() })
     }
 
     fn parse(url: &str) -> Result<Self, String> {
-        let form = || format!("{url:?}: expected http://HOST[:PORT][/PATH]");
-        let rest = url.strip_prefix("http://").ok_or_else(form)?;
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let plain =
-            !authority.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic()) && !authority.contains('@');
-        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if !plain {
-            return Err(form());
-        }
-        Ok(Target {
-            addresses: resolve(&if has_port { authority.to_owned() } else { format!("{authority}:80") })?,
-            host: authority.to_owned(),
-            path: if path.is_empty() { "/".to_owned() } else { path.to_owned() },
+        let target = || {
+            let rest =
+                url.strip_prefix("http://").filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let (host, port) = match authority.rsplit_once(':') {
+                Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+                _ => (authority, 80),
+            };
+            let ip = address(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))?;
+            let path = if path.is_empty() { "/" } else { path }.to_owned();
+            Some(Target { addresses: vec![SocketAddr::new(ip, port)], host: authority.to_owned(), path })
+        };
+        target().ok_or_else(|| {
+            format!("{url:?}: expected http://ADDRESS[:PORT][/PATH], the address may be localhost")
         })
     }
-}
-
-fn resolve(authority: &str) -> Result<Vec<SocketAddr>, String> {
-    Ok(authority.to_socket_addrs().map_err(|error| format!("{authority}: {error}"))?.collect())
 }
 
 fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result<u16> {

@@ -48,7 +48,7 @@ const FLUSH: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     let text = |os: OsString| os.to_string_lossy().into_owned();
     let arguments: Vec<_> = env::args_os().skip(1).map(text).collect();
-    let variables = env::vars_os()
+    let variables: Vec<_> = env::vars_os()
         .map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))
         .collect();
     let (command, config) = match config::parse(&arguments, &variables) {

@@ -472,7 +472,7 @@ mod configuration {
         let taken = first.address.to_string();
         for (bind, part) in [
             (taken.as_str(), "another process listens there"),
-            ("300.1.2.3:8000", "neither an address nor a name that resolves"),
+            ("300.1.2.3:8000", "expected an IPv4 or IPv6 address, or localhost"),
             ("192.0.2.1:8000", "no interface of this host has that address"),
         ] {
             let (code, stdout, stderr) = run(&["-b", bind], &[]);
@@ -831,10 +831,10 @@ mod healthcheck {
         let refused = format!("http://{address}");
         for (url, part) in [
             (refused.as_str(), "refused"),
-            ("https://localhost", "expected http://HOST"),
-            ("localhost:8000", "expected http://HOST"),
-            ("http://", "expected http://HOST"),
-            ("http://a\r\nb", "expected http://HOST"),
+            ("https://localhost", "expected http://ADDRESS"),
+            ("localhost:8000", "expected http://ADDRESS"),
+            ("http://", "expected http://ADDRESS"),
+            ("http://a\r\nb", "expected http://ADDRESS"),
         ] {
             let (code, line) = probe(&[url], &none);
             assert_eq!(code, Some(1), "{url}: {line}");
