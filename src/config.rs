@@ -209,15 +209,10 @@ fn duration(value: &str) -> Option<Duration> {
 
 /// The text of `timber --help`.
 pub fn help() -> String {
-    let Config {
-        platform_port,
-        drain_delay,
-        drain_deadline,
-        idle_timeout,
-        header_timeout,
-        max_connections,
-        ..
-    } = Config::default();
+    let Config { platform_port, max_connections, .. } = Config::default();
+    let Config { drain_delay, drain_deadline, idle_timeout, header_timeout, .. } = Config::default();
+    let [delay, deadline, idle, header] =
+        [drain_delay, drain_deadline, idle_timeout, header_timeout].map(|time| time.as_secs());
     format!(
         "\
 Usage: timber [OPTIONS]                    serve
@@ -228,10 +223,10 @@ Options, each with its variable and default; a flag beats its variable. TIME is 
   -b, --bind HOST:PORT   TIMBER_BIND             where to listen; without HOST on all interfaces [:{platform_port}]
                          PORT                    port where --bind names none [{platform_port}]
   --workers N            TIMBER_WORKERS          threads that serve [the CPUs that it may use]
-  --drain-delay TIME     TIMBER_DRAIN_DELAY      on a stop, serve on for this long, not ready [{drain_delay:?}]
-  --drain-deadline TIME  TIMBER_DRAIN_DEADLINE   then cut what is still open after this long [{drain_deadline:?}]
-  --idle-timeout TIME    TIMBER_IDLE_TIMEOUT     close a kept connection without a request [{idle_timeout:?}]
-  --header-timeout TIME  TIMBER_HEADER_TIMEOUT   close a connection whose request head takes longer [{header_timeout:?}]
+  --drain-delay TIME     TIMBER_DRAIN_DELAY      on a stop, serve on for this long, not ready [{delay}s]
+  --drain-deadline TIME  TIMBER_DRAIN_DEADLINE   then cut what is still open after this long [{deadline}s]
+  --idle-timeout TIME    TIMBER_IDLE_TIMEOUT     close a kept connection without a request [{idle}s]
+  --header-timeout TIME  TIMBER_HEADER_TIMEOUT   close a connection whose request head takes longer [{header}s]
   --max-connections N    TIMBER_MAX_CONNECTIONS  connections open at once; more wait [{max_connections}]
   --access-log WHICH     TIMBER_ACCESS_LOG       requests to log: off, on (all but probes) or all [on]
   --no-access-log                                the same as --access-log off

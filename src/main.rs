@@ -39,6 +39,10 @@ const FAILURE: u8 = 1;
 /// Wrong flags or variables.
 const USAGE: u8 = 2;
 
+/// What the number of the process means when it is told to stop.
+const AS_INIT: &str = "without a handler the kernel ignores SIGTERM here; it is handled";
+const AS_CHILD: &str = "SIGTERM, SIGINT and SIGQUIT stop it gracefully, a second one at once";
+
 /// File descriptors that are not connections: streams, listener, epoll instances, signal pipes.
 const RESERVED_FILES: usize = 64;
 
@@ -131,7 +135,7 @@ async fn serve(mut config: Config) -> ExitCode {
     log.info(format_args!("Listening at: http://{address} ({pid})"));
     log.info(format_args!("Using workers: {workers}"));
     log.info(format_args!("{facts}"));
-    log.info(format_args!("Process {pid}{}", if pid == 1 { PID_1 } else { "" }));
+    log.info(format_args!("Process {pid}: {}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = signals.next().await;
     log.info(format_args!("Handling signal: {signal}"));
@@ -149,9 +153,6 @@ async fn serve(mut config: Config) -> ExitCode {
     log.flush(FLUSH);
     ExitCode::from(if is_complete && cut == 0 { 0 } else { FAILURE })
 }
-
-const PID_1: &str = " of its container: the kernel gives it no default action for signals, so what it does not handle \
-                     is ignored, and docker stop would wait 10 s; it handles SIGTERM, SIGINT and SIGQUIT";
 
 /// Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
 fn limit_connections(config: &mut Config, open_files: Option<u64>, log: &Log) {

@@ -599,7 +599,7 @@ mod logs {
         service.get("/healthz");
         service.get("/readyz");
         service.get("/metrics");
-        service.ask("HEAD /nope HTTP/1.1\r\nHost: a\r\n\r\n".replacen("HEAD", "POST", 1));
+        service.ask("POST /nope HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(service.request(" ").contains(r#""POST /nope HTTP/1.1" 404 572"#), "probes are left out");
         ask(&mut service.connect(), "HEAD /index HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(service.request(" ").ends_with(r#""HEAD /index HTTP/1.1" 200 0"#));
@@ -617,16 +617,27 @@ mod logs {
         service.get("/index");
         service.signal(Signal::TERM);
         service.wait();
-        let mut rest = service.child.stdout.take();
-        assert!(rest.is_none() || rest.as_mut().unwrap().bytes().next().is_none());
+        assert_eq!(service.remaining_requests(), [""; 0]);
     }
 
     #[test]
     fn lines_in_json() {
-        let service = Timber::spawn(
-            timber().args(["-b", "127.0.0.1:0", "--log-format", "json"]).stdout(Stdio::piped()),
+        let service = Timber::start(&["--log-format", "json"]);
+        let event: Value = serde_json::from_str(service.start.last().unwrap()).unwrap();
+        assert_eq!((&event["level"], &event["pid"]), (&json!("INFO"), &json!(service.child.id())));
+        assert!(event["message"].as_str().unwrap().starts_with("Listening at: http://127.0.0.1:"), "{event}");
+        service.get("/a\"b?c");
+        let request: Value = serde_json::from_str(&service.request("GET")).unwrap();
+        let time = request["time"].as_str().unwrap();
+        assert!(
+            time.len() == 20 && time.ends_with('Z') && event["time"].as_str().unwrap() <= time,
+            "{request}"
         );
-        drop(service);
+        let expected = json!({
+            "time": time, "client": "127.0.0.1", "method": "GET", "target": "/a\"b?c", "version": "HTTP/1.1",
+            "status": 404, "bytes": 585,
+        });
+        assert_eq!(request, expected);
     }
 
     /// What cannot be written is counted, and nobody waits for it.

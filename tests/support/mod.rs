@@ -95,6 +95,11 @@ impl Timber {
         next_with(self.requests.as_ref().expect("standard output is piped"), part)
     }
 
+    /// What else comes on standard output until it is closed.
+    pub fn remaining_requests(&self) -> Vec<String> {
+        self.requests.as_ref().expect("standard output is piped").iter().collect()
+    }
+
     /// The value of a metric without labels.
     pub fn metric(&self, name: &str) -> f64 {
         let page = self.get("/metrics").text();
