@@ -230,7 +230,7 @@ pub fn epoch_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The text as a JSON string. serde_json's `Value` would be handier and 40 kB larger: it can print floats.
+/// The text as a JSON string. `serde_json::Value` would be handier, and larger: it can print floats.
 pub fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }

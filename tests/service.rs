@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{Read, Write},
-    net::{Ipv6Addr, TcpListener, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -791,6 +791,61 @@ mod shut_down {
         assert_eq!(status.code(), Some(0));
         assert!((Duration::from_millis(500)..Duration::from_secs(4)).contains(&took), "{took:?}");
         assert!(TcpStream::connect(service.address).is_err(), "the port is still open");
+    }
+
+    /// 200 clients that open a connection for each request, and 200 that keep theirs, are at it when the signal
+    /// comes. A connection that was made is answered: its handshake was in the accept queue if nowhere else.
+    #[test]
+    fn nothing_is_lost_under_load() {
+        const STOPS: usize = 20;
+        let (mut lost, mut kept_lost) = (0, 0);
+        for _ in 0..STOPS {
+            let mut service = Timber::start(&["--no-access-log"]);
+            let address = service.address;
+            let new = (0..200).map(|_| thread::spawn(move || connection_per_request(address)));
+            let new: Vec<_> = new.collect();
+            let kept: Vec<_> = (0..200).map(|_| thread::spawn(move || connection_kept(address))).collect();
+            thread::sleep(Duration::from_millis(300));
+            service.signal(Signal::TERM);
+            assert_eq!(service.wait().0.code(), Some(0));
+            lost += new.into_iter().map(|client| client.join().unwrap()).sum::<usize>();
+            kept_lost += kept.into_iter().map(|client| client.join().unwrap()).sum::<usize>();
+        }
+        println!("{STOPS} stops: {lost} lost on new connections, {kept_lost} on kept ones");
+        assert_eq!(lost, 0, "requests on new connections");
+        assert!(kept_lost <= STOPS / 4, "{kept_lost} requests on kept connections");
+    }
+
+    /// Requests that were not answered, until the port is closed.
+    fn connection_per_request(address: SocketAddr) -> usize {
+        while let Ok(mut stream) = TcpStream::connect(address) {
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            let mut answer = Vec::new();
+            let request = "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
+            if asked.is_err() || !answer.ends_with(b"\r\n\r\n{\"timber\": \"so delicious\"}") {
+                return 1;
+            }
+        }
+        0
+    }
+
+    /// One when the connection was closed on a request that was sent, and no answer before had announced that.
+    fn connection_kept(address: SocketAddr) -> usize {
+        let Ok(mut stream) = TcpStream::connect(address) else { return 0 };
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let request = get("/index");
+        loop {
+            let mut answer = [0; 1024];
+            match stream.write_all(request.as_bytes()).and_then(|()| stream.read(&mut answer)) {
+                Ok(n) if answer[..n].ends_with(b"so delicious\"}") => {
+                    if answer[..n].windows(17).any(|part| part == b"connection: close") {
+                        return 0;
+                    }
+                }
+                _ => return 1,
+            }
+        }
     }
 }
 

@@ -42,16 +42,19 @@ impl Timber {
         let mut child = command.spawn().expect("the service starts");
         let events = lines(child.stderr.take().expect("standard error is piped"));
         let requests = child.stdout.take().map(lines);
-        let mut start = Vec::new();
+        let address = ([127, 0, 0, 1], 0).into();
+        let mut timber = Timber { child, address, start: Vec::new(), events, requests };
         loop {
-            let line = events.recv_timeout(SOON).unwrap_or_else(|_| panic!("no address in {start:#?}"));
-            start.push(line.clone());
+            let line = timber.events.recv_timeout(SOON);
+            let line = line.unwrap_or_else(|_| panic!("no address in {:#?}", timber.start));
+            timber.start.push(line.clone());
             if let Some((_, rest)) = line.split_once("Listening at: http://") {
-                let mut address: SocketAddr = rest.split(' ').next().unwrap().parse().unwrap();
-                if address.ip().is_unspecified() {
-                    address.set_ip([127, 0, 0, 1].into());
+                let address: SocketAddr = rest.split(' ').next().unwrap().parse().unwrap();
+                timber.address.set_port(address.port());
+                if !address.ip().is_unspecified() {
+                    timber.address = address;
                 }
-                return Timber { child, address, start, events, requests };
+                return timber;
             }
         }
     }
