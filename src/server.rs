@@ -105,6 +105,11 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
     format!("cannot listen at {address}: {error}{hint}")
 }
 
+/// It has gone again before it was accepted; the next one is fine.
+fn is_about_one_client(error: &io::Error) -> bool {
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
 /// A runtime for the thread that it is made on: connections never move between workers.
 ///
 /// # Errors
@@ -179,9 +184,7 @@ impl Server {
                         permit.forget(); // Open gives it back
                         self.open(stream, peer);
                     }
-                    // These are about one client that has gone again.
-                    Err(error)
-                        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) => {}
+                    Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
                         self.log.error(format_args!(
                             "Cannot accept a connection: {error}; trying again in {ACCEPT_PAUSE:?}"
@@ -204,8 +207,8 @@ impl Server {
         self.app.metrics.connections.fetch_add(1, Relaxed);
         let open = Open(self);
         tokio::spawn(async move {
-            let open = open;
-            connection::serve(open.0, stream, peer.ip()).await;
+            connection::serve(self, stream, peer.ip()).await;
+            drop(open);
         });
     }
 
@@ -229,7 +232,7 @@ impl Server {
             match listener.accept() {
                 Ok(connection) => queue.push(connection),
                 Err(error) if error.kind() == WouldBlock => break,
-                Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) => {}
+                Err(error) if is_about_one_client(&error) => {}
                 Err(error) => {
                     self.log.error(format_args!("Cannot accept what is waiting: {error}"));
                     break;

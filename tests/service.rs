@@ -15,9 +15,20 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Answer, SOON, Timber, ask, connect, get, is_closed, timber};
+use support::{Answer, SOON, Timber, ask, connect, get, is_closed, run_to_end, timber};
 
 const JSON: &str = "application/json; charset=utf-8";
+
+/// A connection that is one too many is not served before `leave`, and then it is.
+fn waits_for(service: &Timber, leave: impl FnOnce()) {
+    let mut extra = service.connect();
+    extra.write_all(get("/index").as_bytes()).unwrap();
+    extra.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(extra.read(&mut [0]).is_err(), "it is served beside the others");
+    leave();
+    extra.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(Answer::read(&mut extra, false).status, 200);
+}
 
 mod api {
     use super::*;
@@ -336,7 +347,7 @@ mod configuration {
 
     fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
         let Output { status, stdout, stderr } =
-            timber().args(arguments).envs(variables.iter().copied()).output().unwrap();
+            run_to_end(timber().args(arguments).envs(variables.iter().copied()));
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (status.code(), text(stdout), text(stderr))
     }
@@ -499,10 +510,7 @@ mod configuration {
         for stream in &mut kept {
             assert_eq!(ask(stream, get("/index")).status, 200);
         }
-        let mut ninth = service.connect();
-        ninth.write_all(get("/index").as_bytes()).unwrap();
-        drop(kept.pop());
-        assert_eq!(Answer::read(&mut ninth, false).status, 200);
+        waits_for(&service, || drop(kept.pop()));
     }
 }
 
@@ -552,13 +560,7 @@ mod limits {
         for stream in [&mut first, &mut second] {
             assert_eq!(ask(stream, get("/index")).status, 200);
         }
-        let mut third = service.connect();
-        third.write_all(get("/index").as_bytes()).unwrap();
-        third.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        assert!(third.read(&mut [0]).is_err(), "the third is served beside the other two");
-        drop(first);
-        third.set_read_timeout(Some(SOON)).unwrap();
-        assert_eq!(Answer::read(&mut third, false).status, 200);
+        waits_for(&service, || drop(first));
     }
 }
 
@@ -853,7 +855,7 @@ mod healthcheck {
     use super::*;
 
     fn probe(arguments: &[&str], variables: &BTreeMap<&str, String>) -> (Option<i32>, String) {
-        let output = timber().arg("healthcheck").args(arguments).envs(variables).output().unwrap();
+        let output = run_to_end(timber().arg("healthcheck").args(arguments).envs(variables));
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         (output.status.code(), text)

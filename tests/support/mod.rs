@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
@@ -29,6 +29,25 @@ pub fn timber() -> Command {
     // What the machine that runs the tests has set is not what they are about.
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Runs a command that should end by itself, and ends it if it does not.
+pub fn run_to_end(command: &mut Command) -> Output {
+    let mut child = command.spawn().expect("the command starts");
+    wait(&mut child);
+    child.wait_with_output().unwrap()
+}
+
+fn wait(child: &mut Child) -> (ExitStatus, Duration) {
+    let start = Instant::now();
+    while start.elapsed() < SOON {
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status, start.elapsed());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    _ = child.kill();
+    panic!("it does not end");
 }
 
 impl Timber {
@@ -78,14 +97,7 @@ impl Timber {
 
     /// How it ended, and how long that took.
     pub fn wait(&mut self) -> (ExitStatus, Duration) {
-        let start = Instant::now();
-        while start.elapsed() < SOON {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return (status, start.elapsed());
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        panic!("it does not end; last lines: {:#?}", self.events.try_iter().collect::<Vec<_>>());
+        wait(&mut self.child)
     }
 
     /// The next line on standard error with this in it.
