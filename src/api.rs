@@ -44,7 +44,7 @@ pub struct Route {
     content_type: &'static str,
     summary: &'static str,
     answer: fn(&App) -> Result<Bytes, Failure>,
-    /// The answer that is no 200.
+    /// For `/openapi.json`: what it can answer besides 200.
     failure: Option<Failure>,
 }
 
@@ -72,12 +72,12 @@ pub static ROUTES: [Route; 7] = [
             Ok(Bytes::from_static(br#"{"status": "ready"}"#))
         }
     })
-    .or(DRAINING)
+    .documents(DRAINING)
     .probe(),
     Route::get("/version", JSON, "What is running, and where", |app| Ok(version(app).into())),
     Route::get("/metrics", PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
     Route::get("/openapi.json", JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
-    Route::get("/", HTML, "A page, to browsers alone", |app| Ok(page(app).into())).or(UNDEFINED),
+    Route::get("/", HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
 ];
 
 impl Route {
@@ -90,7 +90,7 @@ impl Route {
         Route { path, is_probe: false, content_type, summary, answer, failure: None }
     }
 
-    const fn or(self, failure: Failure) -> Self {
+    const fn documents(self, failure: Failure) -> Self {
         Route { failure: Some(failure), ..self }
     }
 
@@ -123,7 +123,11 @@ pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Response<Bytes
     let route = &ROUTES[index];
     let response = match head.method {
         Method::GET | Method::HEAD => match (route.answer)(app) {
-            Ok(body) => respond(StatusCode::OK, route.content_type, body),
+            Ok(body) => {
+                let mut response = respond(StatusCode::OK, route.content_type, body);
+                vary(head, &mut response);
+                response
+            }
             Err(failure) => failure.into(),
         },
         Method::OPTIONS => allowed(StatusCode::OK),
@@ -138,18 +142,15 @@ pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Response<Bytes
 /// What hyper leaves unchecked: the form of the target, and Host.
 fn check(head: &Parts) -> Result<(), Failure> {
     let bad = |description| Err(Failure(StatusCode::BAD_REQUEST, description));
-    let authority_form = head.uri.scheme().is_none() && head.uri.authority().is_some();
-    match (head.method == Method::CONNECT, authority_form) {
-        (true, true) => {
-            return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy"));
-        }
-        (true, false) => {
-            return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)");
-        }
-        (false, true) => {
-            return bad("The target has to start with a slash (RFC 9112 section 3.2.1)");
-        }
-        (false, false) => {}
+    let is_authority = head.uri.scheme().is_none() && head.uri.authority().is_some();
+    if head.method == Method::CONNECT && !is_authority {
+        return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)");
+    }
+    if head.method == Method::CONNECT {
+        return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy"));
+    }
+    if is_authority {
+        return bad("The target has to start with a slash (RFC 9112 section 3.2.1)");
     }
     let mut hosts = head.headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -205,8 +206,10 @@ fn percent_decode(path: &str) -> Vec<u8> {
 fn is_browser(head: &Parts) -> bool {
     let ranges = head.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let html = ranges.flat_map(|value| value.split(',')).any(|range| {
-        let (media, weight) = range.split_once(";q=").unwrap_or((range, "1"));
-        media.trim().eq_ignore_ascii_case("text/html") && weight.bytes().any(|b| (b'1'..=b'9').contains(&b))
+        let mut parts = range.split(';').map(str::trim);
+        let refused =
+            |part: &str| part.strip_prefix("q=").is_some_and(|q| !q.contains(|c| matches!(c, '1'..='9')));
+        parts.next().is_some_and(|media| media.eq_ignore_ascii_case("text/html")) && !parts.any(refused)
     });
     html && matches!(head.method, Method::GET | Method::HEAD)
 }
@@ -266,10 +269,18 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Response<Bytes> {
 }}"#
     );
     let mut response = respond(StatusCode::NOT_FOUND, JSON, body);
+    vary(head, &mut response);
     response
         .headers_mut()
         .insert(header::LINK, HeaderValue::from_static(r#"</openapi.json>; rel="service-desc""#));
     response
+}
+
+/// What is at `/` depends on who asks: a cache must not give one's answer to the other.
+fn vary(head: &Parts, response: &mut Response<Bytes>) {
+    if head.uri.path() == "/" {
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    }
 }
 
 fn version(app: &App) -> String {

@@ -155,7 +155,7 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let (name, value) = match argument.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            Some((name, value)) if name.starts_with('-') => (name, Some(value)),
             _ => (argument.as_str(), None),
         };
         match (name, &mut command) {
@@ -178,8 +178,11 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
 /// A cluster gives every container variables for the services beside it: one that is called `timber` brings
 /// `TIMBER_PORT=tcp://…` and `TIMBER_SERVICE_HOST`. Those are nobody's mistake.
 fn is_service_link(name: &str, value: &str) -> bool {
+    let port = |(_, rest): (&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
     name.ends_with("_PORT") && value.contains("://")
-        || ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"].iter().any(|part| name.contains(part))
+        || name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.split_once("_PORT_").is_some_and(port)
 }
 
 /// The host of an IPv6 address stands in brackets or, without a port, bare.

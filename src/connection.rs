@@ -44,7 +44,7 @@ const MAX_BODY: usize = 64 * 1024;
 /// original took.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// How often a connection compares its deadlines: they are exact to this much or to a quarter of themselves.
+/// Deadlines are checked this often, or four times in the shortest of them: they are late by that much at most.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What a client may take its time with; the settings of the same names.
@@ -55,7 +55,8 @@ pub struct Timeouts {
 
 /// Serves one connection until it ends, is overdue, or has nothing to do when the server closes.
 pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr) {
-    // Answers are written whole: waiting to fill a packet would only delay them. Failing that, they are late.
+    // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
+    // they are only slower.
     _ = stream.set_nodelay(true);
     let activity = Arc::new(Activity::new(server.app.metrics));
     let service =
@@ -70,38 +71,45 @@ pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr) {
     let Timeouts { idle, header } = server.timeouts;
     let tick = TICK.min(idle / 4).min(header / 4);
     let mut timer = pin!(sleep(tick));
-    let (mut seen, mut since) = (activity.load(), Instant::now());
-    // Polled once, it wakes this task when the server closes; that it does is then read from the flag.
+    let (mut seen, mut since) = (activity.changes(), Instant::now());
     let mut close = pin!(server.close.notified());
-    close.as_mut().enable();
     poll_fn(|context| {
-        // How a connection ends is the client's affair: it has had its answers, or hyper has told it off.
-        if connection.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
+        if let Poll::Ready(end) = connection.as_mut().poll(context) {
+            return Poll::Ready(end.err());
         }
-        if server.closing.load(Relaxed) && activity.phase() == Phase::Waiting {
-            return Poll::Ready(());
-        }
+        // The call wakes this task once; what it says is then read from the flag.
         _ = close.as_mut().poll(context);
+        let phase = activity.phase();
+        if server.closing.load(Relaxed) && phase == Phase::Waiting {
+            return Poll::Ready(None);
+        }
         while timer.as_mut().poll(context).is_ready() {
             let now = Instant::now();
-            if seen != activity.load() {
-                (seen, since) = (activity.load(), now);
+            if seen != activity.changes() {
+                (seen, since) = (activity.changes(), now);
             }
-            let limit = match activity.phase() {
-                Phase::Waiting if activity.is_new() => header,
-                Phase::Waiting => idle,
-                Phase::Head => header,
+            let limit = match phase {
+                Phase::Waiting if seen > 0 => idle,
+                Phase::Waiting | Phase::Head => header,
                 Phase::Exchange => EXCHANGE_TIMEOUT,
             };
             if now - since >= limit {
-                return Poll::Ready(());
+                return Poll::Ready(None);
             }
             timer.as_mut().reset(now + tick);
         }
         Poll::Pending
     })
-    .await;
+    .await
+    .filter(hyper::Error::is_parse)
+    .inspect(|error| refuse(server, client, error));
+}
+
+/// hyper has answered this one by itself, with an empty 400 or 431: it was no request.
+fn refuse(server: &Server, client: IpAddr, error: &hyper::Error) {
+    let status = if error.is_parse_too_large() { 431 } else { 400 };
+    server.app.metrics.count(usize::MAX, status, Duration::ZERO);
+    server.log.info(format_args!("Refused what {} sent with {status}: {error}", client.to_canonical()));
 }
 
 /// Answers one request, counts it and logs it.
@@ -112,11 +120,11 @@ fn exchange(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let started = std::time::Instant::now();
-    activity.enter(Phase::Exchange);
+    activity.change(|| activity.unanswered.store(true, Relaxed));
     let (head, body) = request.into_parts();
     let (route, mut response) = api::answer(server.app, &head, client);
 
-    let close = !body.is_end_stream() && !drain_body(activity, &head.headers, body);
+    let close = !body.is_end_stream() && !discard(activity, &head.headers, body);
     if close || server.app.draining.load(Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -130,19 +138,21 @@ fn exchange(
 /// Reads a request's body in the background, for its own sake: what is unread when a connection closes can cost
 /// the client the answer. False if the connection cannot be kept: the body is too long, may be, or was offered
 /// and is declined (RFC 9110 section 10.1.1: a final answer instead of 100 Continue).
-fn drain_body(activity: &Arc<Activity>, headers: &HeaderMap, body: Incoming) -> bool {
+fn discard(activity: &Arc<Activity>, headers: &HeaderMap, body: Incoming) -> bool {
     if headers.contains_key(header::EXPECT) {
         return false;
     }
     let keeps = body.size_hint().upper().is_some_and(|length| length <= MAX_BODY as u64);
-    activity.body.store(true, Relaxed);
     let activity = Arc::clone(activity);
+    activity.change(|| activity.bodies.fetch_add(1, Relaxed));
     tokio::spawn(async move {
         let mut body = Limited::new(body, MAX_BODY);
         let read = async { while let Some(Ok(_)) = body.frame().await {} };
         _ = timeout(EXCHANGE_TIMEOUT, read).await;
-        activity.body.store(false, Relaxed);
-        activity.leave();
+        activity.change(|| {
+            activity.bodies.fetch_sub(1, Relaxed);
+            activity.tail.store(HEAD_END, Relaxed);
+        });
     });
     keeps
 }
@@ -158,58 +168,71 @@ enum Phase {
     Exchange,
 }
 
-/// Where a connection stands, told by what passes through its socket and its service. Written by one thread;
-/// atomic because tasks have to be `Send`.
+const HEAD_END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+
+/// Like hyper, takes a bare line feed for the end of a line.
+fn is_head_end(tail: u32) -> bool {
+    matches!(tail.to_be_bytes(), [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'])
+}
+
+/// What passes through a connection's socket and service, and what that makes it wait for. One thread writes;
+/// these are atomic because a task has to be `Send`.
 struct Activity {
-    /// The phase in the low two bits; above them, how often it has changed.
-    state: AtomicU32,
-    /// A request's body is being read.
-    body: AtomicBool,
+    /// A request has come whose answer is not yet with the kernel.
+    unanswered: AtomicBool,
+    /// Bodies that are being read.
+    bodies: AtomicU32,
+    /// The last bytes read: unless they end a head, the rest of one is to come. (What hyper has left over
+    /// of them it does not tell.)
+    tail: AtomicU32,
+    /// How often the phase has changed.
+    changes: AtomicU32,
     metrics: &'static Metrics,
 }
 
 impl Activity {
     fn new(metrics: &'static Metrics) -> Self {
-        Activity { state: AtomicU32::new(0), body: AtomicBool::new(false), metrics }
-    }
-
-    fn load(&self) -> u32 {
-        self.state.load(Relaxed)
+        Activity {
+            unanswered: AtomicBool::new(false),
+            bodies: AtomicU32::new(0),
+            tail: AtomicU32::new(HEAD_END),
+            changes: AtomicU32::new(0),
+            metrics,
+        }
     }
 
     fn phase(&self) -> Phase {
-        match self.load() & 3 {
-            0 => Phase::Waiting,
-            1 => Phase::Head,
-            _ => Phase::Exchange,
+        if self.unanswered.load(Relaxed) || self.bodies.load(Relaxed) > 0 {
+            Phase::Exchange
+        } else if is_head_end(self.tail.load(Relaxed)) {
+            Phase::Waiting
+        } else {
+            Phase::Head
         }
     }
 
-    /// Nothing has come in yet.
-    fn is_new(&self) -> bool {
-        self.load() == 0
+    fn changes(&self) -> u32 {
+        self.changes.load(Relaxed)
     }
 
-    fn enter(&self, phase: Phase) {
-        if phase == Phase::Exchange {
-            self.metrics.in_flight.fetch_add(1, Relaxed);
-        } else if self.phase() == Phase::Exchange {
-            self.metrics.in_flight.fetch_sub(1, Relaxed);
+    fn change<T>(&self, change: impl FnOnce() -> T) {
+        let before = self.phase();
+        change();
+        match (before, self.phase()) {
+            (before, after) if before == after => return,
+            (_, Phase::Exchange) => _ = self.metrics.in_flight.fetch_add(1, Relaxed),
+            (Phase::Exchange, _) => _ = self.metrics.in_flight.fetch_sub(1, Relaxed),
+            _ => {}
         }
-        self.state.store((self.load() & !3).wrapping_add(4) | phase as u32, Relaxed);
-    }
-
-    /// The exchange is over when the answer is written and the body is read.
-    fn leave(&self) {
-        if self.phase() == Phase::Exchange && !self.body.load(Relaxed) {
-            self.enter(Phase::Waiting);
-        }
+        self.changes.store(self.changes().saturating_add(1), Relaxed);
     }
 }
 
 impl Drop for Activity {
     fn drop(&mut self) {
-        self.enter(Phase::Waiting);
+        if self.phase() == Phase::Exchange {
+            self.metrics.in_flight.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -227,8 +250,12 @@ impl AsyncRead for Watched<'_> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before && self.activity.phase() == Phase::Waiting {
-            self.activity.enter(Phase::Head);
+        let read = &buffer.filled()[before..];
+        if !read.is_empty() {
+            let tail = &self.activity.tail;
+            let last = read.iter().skip(read.len().saturating_sub(4));
+            let shifted = last.fold(tail.load(Relaxed), |tail, byte| tail << 8 | u32::from(*byte));
+            self.activity.change(|| tail.store(shifted, Relaxed));
         }
         Poll::Ready(Ok(()))
     }
@@ -251,9 +278,9 @@ impl AsyncWrite for Watched<'_> {
         true
     }
 
-    /// hyper flushes when it has handed over all that it had to write.
+    /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.activity.leave();
+        self.activity.change(|| self.activity.unanswered.store(false, Relaxed));
         Poll::Ready(Ok(()))
     }
 

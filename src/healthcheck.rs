@@ -22,16 +22,16 @@ pub fn probe(config: &Config, url: Option<&str>) -> Result<String, String> {
         None => Target::of(config)?,
     };
     let deadline = Instant::now() + TIMEOUT;
-    let mut failure = "no address to probe".to_owned();
+    let mut failure = None;
     for address in &target.addresses {
         let name = format!("http://{address}{}", target.path);
         match status(*address, &target, deadline) {
             Ok(200) => return Ok(format!("{name} answered 200")),
             Ok(status) => return Err(format!("{name} answered {status}, expected 200")),
-            Err(error) => failure = format!("{name}: {error}"),
+            Err(error) => _ = failure.get_or_insert(format!("{name}: {error}")),
         }
     }
-    Err(failure)
+    Err(failure.unwrap_or_default())
 }
 
 struct Target {

@@ -6,6 +6,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// Facts for the start-up lines; none where the system does not tell.
@@ -18,8 +19,10 @@ pub struct Facts {
     pub memory_limit: Option<u64>,
     /// Thousandths of a CPU; none also where there is no limit.
     pub cpu_limit: Option<u64>,
+    /// Limit of processes and threads in the container; none also where there is no limit.
+    pub processes: Option<usize>,
     /// Soft limit of open file descriptors.
-    pub open_files: Option<u64>,
+    pub open_files: Option<usize>,
 }
 
 /// Reads the facts below `root`, which is `/` but for tests.
@@ -32,29 +35,31 @@ pub fn facts(root: &Path) -> Facts {
         read_only_root: read("proc/self/mounts").and_then(|mounts| read_only_root(&mounts)),
         memory_limit: memory_limit(root),
         cpu_limit: cpu_limit(root),
+        processes: lowest(root, "", "pids.max")
+            .or_else(|| lowest(root, "pids", "pids.max"))
+            .and_then(|n| n.try_into().ok()),
         open_files: read("proc/self/limits").and_then(|text| field(&text, "Max open files")?.parse().ok()),
+    }
+}
+
+impl Facts {
+    /// Threads to serve with: the CPUs that the container may use. Where the number of processes is limited no
+    /// more than a quarter of it, for threads count as processes, and a probe needs some to start.
+    pub fn workers(&self) -> usize {
+        let cpus = thread::available_parallelism().map_or(1, Into::into);
+        self.processes.map_or(cpus, |limit| cpus.min((limit / 4).max(1)))
     }
 }
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self.user {
-            Some(user) => write!(f, "User {user}")?,
-            None => write!(f, "User unknown")?,
-        }
-        match self.read_only_root {
-            Some(true) => write!(f, ", root file system read-only")?,
-            Some(false) => write!(f, ", root file system writable")?,
-            None => write!(f, ", root file system unknown")?,
-        }
-        match self.memory_limit {
-            Some(bytes) => write!(f, ", memory limit {} kiB", bytes / 1024)?,
-            None => write!(f, ", no memory limit seen")?,
-        }
-        match self.cpu_limit {
-            Some(thousandths) => write!(f, ", CPU limit {}.{:03}", thousandths / 1000, thousandths % 1000),
-            None => write!(f, ", no CPU limit seen"),
-        }
+        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
+        let user = or(self.user.map(|user| user.to_string()), "unknown");
+        let root = self.read_only_root.map(|ro| if ro { "read-only" } else { "writable" }.to_owned());
+        let memory = self.memory_limit.map(|bytes| format!("memory limit {} kiB", bytes / 1024));
+        let cpu = self.cpu_limit.map(|cpu| format!("CPU limit {}.{:03}", cpu / 1000, cpu % 1000));
+        let (root, memory) = (or(root, "unknown"), or(memory, "no memory limit seen"));
+        write!(f, "User {user}, root file system {root}, {memory}, {}", or(cpu, "no CPU limit seen"))
     }
 }
 
@@ -76,10 +81,14 @@ fn read_only_root(mounts: &str) -> Option<bool> {
 }
 
 fn memory_limit(root: &Path) -> Option<u64> {
-    let v2 = groups(root, "").iter().filter_map(|dir| number(&dir.join("memory.max"))).min();
-    let v1 = groups(root, "memory").iter().filter_map(|dir| number(&dir.join("memory.limit_in_bytes"))).min();
+    let v1 = || lowest(root, "memory", "memory.limit_in_bytes");
     // Version 1 says "no limit" as the largest multiple of the page size.
-    v2.or(v1).filter(|limit| *limit < 1 << 60)
+    lowest(root, "", "memory.max").or_else(v1).filter(|limit| *limit < 1 << 60)
+}
+
+/// The lowest number in this file of all groups; "max", no limit, is no number.
+fn lowest(root: &Path, controller: &str, file: &str) -> Option<u64> {
+    groups(root, controller).iter().filter_map(|dir| number(&dir.join(file))).min()
 }
 
 fn cpu_limit(root: &Path) -> Option<u64> {
@@ -140,9 +149,12 @@ mod tests {
             ("sys/fs/cgroup/pod/box/memory.max", "max\n"),
             ("sys/fs/cgroup/pod/cpu.max", "max 100000\n"),
             ("sys/fs/cgroup/pod/box/cpu.max", "50000 100000\n"),
+            ("sys/fs/cgroup/pod/pids.max", "7\n"),
+            ("sys/fs/cgroup/pod/box/pids.max", "max\n"),
         ]);
         let facts = facts(dir.path());
         assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(16_777_216), Some(500)));
+        assert_eq!((facts.processes, facts.workers()), (Some(7), 1));
     }
 
     #[test]
@@ -217,6 +229,7 @@ mod tests {
             read_only_root: None,
             memory_limit: None,
             cpu_limit: None,
+            processes: None,
             open_files: None,
         };
         assert_eq!(facts(tree(&[]).path()), none);

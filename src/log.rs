@@ -126,14 +126,20 @@ struct State {
 }
 
 impl Stream {
-    /// Where no thread can be started, lines are written by whoever logs them: a slow reader is then felt, which
-    /// is better than no log.
+    /// Where no thread can be started the lines are dropped, once that is said: a worker that wrote them could be
+    /// held by their reader.
     fn start(name: &str, write: fn(&[u8]) -> io::Result<()>, metrics: &'static Metrics) -> Arc<Self> {
         let state = State { waiting: String::new(), writing: false, has_writer: true, now: Utc::at(0) };
         let stream = Arc::new(Stream { state: Mutex::new(state), changed: Condvar::new(), write, metrics });
         let shared = Arc::clone(&stream);
         let writer = thread::Builder::new().name(name.to_owned()).spawn(move || shared.write_out());
-        stream.lock().has_writer = writer.is_ok();
+        if let Err(error) = writer {
+            _ = writeln!(
+                io::stderr(),
+                "timber: cannot start a thread for the {name}, so there is none: {error}"
+            );
+            stream.lock().has_writer = false;
+        }
         stream
     }
 
@@ -144,7 +150,7 @@ impl Stream {
 
     fn line(&self, render: impl FnOnce(&mut String, &Utc)) {
         let state = &mut *self.lock();
-        if state.waiting.len() >= BUFFER {
+        if state.waiting.len() >= BUFFER || !state.has_writer {
             self.metrics.dropped_lines.fetch_add(1, Relaxed);
             return;
         }
@@ -154,10 +160,7 @@ impl Stream {
         }
         render(&mut state.waiting, &state.now);
         state.waiting.push('\n');
-        if !state.has_writer {
-            self.emit(&state.waiting);
-            state.waiting.clear();
-        } else if !state.writing {
+        if !state.writing {
             self.changed.notify_all();
         }
     }
@@ -173,14 +176,10 @@ impl Stream {
             state.writing = true;
             std::mem::swap(&mut lines, &mut state.waiting);
             drop(state);
-            self.emit(&lines);
+            if (self.write)(lines.as_bytes()).is_err() {
+                self.metrics.dropped_lines.fetch_add(lines.lines().count() as u64, Relaxed);
+            }
             lines.clear();
-        }
-    }
-
-    fn emit(&self, lines: &str) {
-        if (self.write)(lines.as_bytes()).is_err() {
-            self.metrics.dropped_lines.fetch_add(lines.lines().count() as u64, Relaxed);
         }
     }
 }

@@ -14,13 +14,11 @@ use std::{
     ffi::OsString,
     future::poll_fn,
     io::{self, Write},
-    panic,
+    mem, panic,
     path::Path,
-    pin::pin,
     process::{self, ExitCode},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::Poll,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -29,9 +27,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     api::App,
     config::{Command, Config},
+    host::Facts,
     log::Log,
     metrics::Metrics,
-    server::Server,
+    server::{Server, is_first},
 };
 
 /// Could not start, or a stop cut requests short.
@@ -40,11 +39,8 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 /// What the number of the process means when it is told to stop.
-const AS_INIT: &str = "without a handler the kernel ignores SIGTERM here; it is handled";
-const AS_CHILD: &str = "SIGTERM, SIGINT and SIGQUIT stop it gracefully, a second one at once";
-
-/// File descriptors that are not connections: streams, listener, epoll instances, signal pipes.
-const RESERVED_FILES: usize = 64;
+const AS_INIT: &str = " of its container: the kernel would ignore a SIGTERM that is not handled; it is";
+const AS_CHILD: &str = ": SIGTERM, SIGINT and SIGQUIT stop it gracefully, a second one at once";
 
 /// For the last lines when their reader has stopped reading.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -58,7 +54,7 @@ fn main() -> ExitCode {
     let (command, config) = match config::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
         // Docker reserves 2 as the answer of a probe.
-        Err(mistakes) if arguments.first().is_some_and(|arg| arg == "healthcheck") => {
+        Err(mistakes) if arguments.iter().any(|argument| argument == "healthcheck") => {
             return complain(&mistakes, FAILURE);
         }
         Err(mistakes) => return complain(&mistakes, USAGE),
@@ -70,10 +66,13 @@ fn main() -> ExitCode {
             Ok(line) => print(&format!("healthy: {line}\n")),
             Err(line) => complain(&[format!("unhealthy: {line}")], FAILURE),
         },
-        Command::Serve => match server::runtime() {
-            Ok(runtime) => runtime.block_on(serve(config)),
-            Err(error) => complain(&[format!("cannot start: {error}")], FAILURE),
-        },
+        Command::Serve => {
+            let facts = host::facts(Path::new("/")); // first: below, a low limit of open files could prevent it
+            server::runtime()
+                .map_err(|error| format!("cannot start: {error}"))
+                .and_then(|runtime| runtime.block_on(serve(config, &facts)))
+                .unwrap_or_else(|mistake| complain(&[mistake], FAILURE))
+        }
     }
 }
 
@@ -92,29 +91,39 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn serve(mut config: Config) -> ExitCode {
+/// Serves until a signal says stop, and returns what the process ends with.
+///
+/// # Errors
+/// Why it cannot start, in one line.
+async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
     let started = Instant::now();
+    let pid = process::id();
+    let workers = config.workers.unwrap_or_else(|| facts.workers());
+    let room = facts.open_files.map(|files| files.saturating_sub(reserved_files(workers)));
+    if room == Some(0) {
+        return Err(format!(
+            "cannot start: it may open {} files (ulimit -n), and needs more than {}",
+            facts.open_files.unwrap_or(0),
+            reserved_files(workers)
+        ));
+    }
     // Signals before the port: whoever can reach the service can also stop it.
-    let bound = Signals::register()
-        .map_err(|error| format!("cannot handle signals: {error}"))
-        .and_then(|signals| Ok((signals, server::listen(&config)?)))
-        .and_then(|(signals, listener)| {
-            let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
-            Ok((signals, listener, address))
-        });
-    let (mut signals, listener, address) = match bound {
-        Ok(bound) => bound,
-        Err(mistake) => return complain(&[mistake], FAILURE),
-    };
+    let mut signals = Signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let listener = server::listen(&config)?;
+    let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
 
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(api::ROUTES.iter().map(|route| route.path))));
     let log = Log::new(&config, metrics);
     let panics = log.clone();
     panic::set_hook(Box::new(move |panic| panics.error(format_args!("{panic}"))));
-    let facts = host::facts(Path::new("/"));
-    let pid = process::id();
     log.info(format_args!("Starting timber {}", api::VERSION));
-    limit_connections(&mut config, facts.open_files, &log);
+    // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
+    if let Some(room) = room.filter(|room| *room < config.max_connections) {
+        let wanted = mem::replace(&mut config.max_connections, room);
+        log.warning(format_args!(
+            "Serving {room} connections at once, not {wanted}: it may open no more files"
+        ));
+    }
     let app = Box::leak(Box::new(App {
         release: config.release.clone(),
         host_name: facts.host_name.clone().unwrap_or_else(|| "unknown".to_owned()),
@@ -126,55 +135,33 @@ async fn serve(mut config: Config) -> ExitCode {
         metrics,
     }));
     let server = Box::leak(Box::new(Server::new(&config, app, log.clone())));
-    let workers =
-        config.workers.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let (workers, accepting) = match server.start(&listener, workers) {
-        Ok(started) => started,
-        Err(error) => return complain(&[format!("cannot serve: {error}")], FAILURE),
-    };
+    let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
+        log.flush(FLUSH);
+        format!("cannot serve: {error}")
+    })?;
     log.info(format_args!("Listening at: http://{address} ({pid})"));
     log.info(format_args!("Using workers: {workers}"));
     log.info(format_args!("{facts}"));
-    log.info(format_args!("Process {pid}: {}", if pid == 1 { AS_INIT } else { AS_CHILD }));
+    log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = signals.next().await;
     log.info(format_args!("Handling signal: {signal}"));
-    let stop = Instant::now();
+    let (stop, answered) = (Instant::now(), metrics.answered());
     let drain = server.drain(listener, accepting, config.drain_delay, config.drain_deadline);
-    let answered = metrics.answered();
-    let is_complete = either(drain, signals.next()).await;
-    let cut = metrics.connections.load(Relaxed);
+    let is_drained = is_first(drain, signals.next()).await;
+    let (answered, cut) = (metrics.answered() - answered, metrics.connections.load(Relaxed));
+    let how = if is_drained { "" } else { ", at a second signal" };
+    let took = stop.elapsed();
     log.info(format_args!(
-        "Shutting down: {} requests finished in {:.3?}, {cut} connections cut{}",
-        metrics.answered() - answered,
-        stop.elapsed(),
-        if is_complete { "" } else { " by a second signal" },
+        "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
     ));
     log.flush(FLUSH);
-    ExitCode::from(if is_complete && cut == 0 { 0 } else { FAILURE })
+    Ok(ExitCode::from(if is_drained && cut == 0 { 0 } else { FAILURE }))
 }
 
-/// Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-fn limit_connections(config: &mut Config, open_files: Option<u64>, log: &Log) {
-    let Some(files) = open_files.and_then(|files| usize::try_from(files).ok()) else { return };
-    let room = files.saturating_sub(RESERVED_FILES).max(1);
-    if room < config.max_connections {
-        let wanted = config.max_connections;
-        log.warning(format_args!(
-            "Serving {room} connections at once, not {wanted}: the limit of open files is {files}"
-        ));
-        config.max_connections = room;
-    }
-}
-
-/// True if the first is ready before the second.
-async fn either<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> bool {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    poll_fn(|context| match first.as_mut().poll(context) {
-        Poll::Ready(_) => Poll::Ready(true),
-        Poll::Pending => second.as_mut().poll(context).map(|_| false),
-    })
-    .await
+/// File descriptors that are no connections: streams, listener, signals; epoll and its wake-up for each worker.
+fn reserved_files(workers: usize) -> usize {
+    16 + 4 * workers
 }
 
 /// The signals that matter, caught from the moment of [`Signals::register`].

@@ -14,14 +14,16 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::Poll,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+#[cfg(target_os = "linux")]
+use socket2::SockFilter;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     runtime::{Builder, Runtime},
     sync::{Notify, Semaphore, mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -37,11 +39,14 @@ const BACKLOG: u32 = 4096;
 /// After an accept that failed for want of resources, such as file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// For handshakes that have begun when a stop does: a round trip within a data centre, several times.
+const HANDSHAKE: Duration = Duration::from_millis(20);
+
 /// Between the closing of the listener and the closing of silent connections: a request that is on its way on
 /// a kept connection is still answered.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The standard library has no [`io::ErrorKind`] for it.
+/// Linux's "address family not supported": IPv6 is switched off.
 const EAFNOSUPPORT: i32 = 97;
 
 /// The service at work. There is one, and it lives as long as the process.
@@ -60,8 +65,8 @@ pub struct Server {
     empty: Notify,
 }
 
-/// Binds the address of `config`. Without a host that is all interfaces: IPv6 and IPv4, or IPv4 alone where IPv6
-/// is off.
+/// Binds the address of `config`. Without a host that is all interfaces: IPv6 and IPv4 (unless the kernel is told
+/// to keep them apart, `net.ipv6.bindv6only`), or IPv4 alone where IPv6 is off.
 ///
 /// # Errors
 /// Why it cannot be had, in one line.
@@ -110,6 +115,24 @@ fn is_about_one_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
+/// Classic BPF on what arrives for the listener: a segment with SYN but not ACK begins a handshake and is dropped.
+/// Its sender tries again a second later, when the port is closed, and is told so.
+#[cfg(target_os = "linux")]
+fn decline_handshakes(listener: &StdListener) -> io::Result<()> {
+    socket2::SockRef::from(listener).attach_filter(&[
+        SockFilter::new(0x30, 0, 0, 13), // load the byte of the TCP header that has the flags
+        SockFilter::new(0x54, 0, 0, 0x12), // keep SYN and ACK
+        SockFilter::new(0x15, 0, 1, 0x02), // SYN alone?
+        SockFilter::new(0x06, 0, 0, 0),  // drop
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn decline_handshakes(_: &StdListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// A runtime for the thread that it is made on: connections never move between workers.
 ///
 /// # Errors
@@ -145,18 +168,18 @@ impl Server {
     ) -> io::Result<(usize, mpsc::Receiver<()>)> {
         let (alive, accepting) = mpsc::channel(1);
         let mut started = 1;
-        for number in 2..=workers {
+        while started < workers {
             let (listener, alive) = (listener.try_clone()?, alive.clone());
-            let worker = move || match runtime() {
-                Ok(runtime) => runtime.block_on(async {
-                    self.accept(listener, alive).await;
-                    pending::<()>().await; // connections still run here; the thread ends with the process
-                }),
-                Err(error) => self.log.error(format_args!("Worker {number} cannot start: {error}")),
-            };
-            if let Err(error) = thread::Builder::new().name(format!("worker-{number}")).spawn(worker) {
-                self.log
-                    .warning(format_args!("Worker {number} cannot start: {error}; serving with {started}"));
+            let spawned = runtime().and_then(|runtime| {
+                thread::Builder::new().name(format!("worker-{}", started + 1)).spawn(move || {
+                    runtime.block_on(async {
+                        self.accept(listener, alive).await;
+                        pending::<()>().await; // connections still run here; the thread ends with the process
+                    });
+                })
+            });
+            if let Err(error) = spawned {
+                self.log.warning(format_args!("Cannot start worker {}: {error}", started + 1));
                 break;
             }
             started += 1;
@@ -173,12 +196,8 @@ impl Server {
             }
         };
         let mut stopped = self.stopped.subscribe();
-        let mut stop = pin!(stopped.wait_for(|stopped| *stopped));
         let accept = async {
-            loop {
-                let Ok(permit) = self.permits.acquire().await else {
-                    return;
-                };
+            while let Ok(permit) = self.permits.acquire().await {
                 match listener.accept().await {
                     Ok((stream, peer)) => {
                         permit.forget(); // Open gives it back
@@ -186,20 +205,14 @@ impl Server {
                     }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
-                        self.log.error(format_args!(
-                            "Cannot accept a connection: {error}; trying again in {ACCEPT_PAUSE:?}"
-                        ));
+                        self.log
+                            .error(format_args!("Cannot accept: {error}; trying again in {ACCEPT_PAUSE:?}"));
                         sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
         };
-        let mut accept = pin!(accept);
-        poll_fn(|context| match stop.as_mut().poll(context) {
-            Poll::Ready(_) => Poll::Ready(()),
-            Poll::Pending => accept.as_mut().poll(context),
-        })
-        .await;
+        is_first(stopped.wait_for(|stopped| *stopped), accept).await;
     }
 
     fn open(&'static self, stream: TcpStream, peer: SocketAddr) {
@@ -224,15 +237,21 @@ impl Server {
     ) {
         self.app.draining.store(true, Relaxed);
         sleep(delay).await;
+        let end = Instant::now() + deadline;
 
+        // A handshake that ends between the last accept and the close would be reset. So none may begin any more,
+        // and those under way get the time to end. Without this, 20 stops under 200 clients lost up to 15
+        // requests; with it none (`cargo test nothing_is_lost`). Where the kernel declines, the gap is small.
+        _ = decline_handshakes(&listener);
         self.stopped.send_replace(true);
-        _ = accepting.recv().await;
+        _ = timeout_at(end, accepting.recv()).await;
+        sleep_until(end.min(Instant::now() + HANDSHAKE)).await;
         let mut queue = Vec::new();
         loop {
             match listener.accept() {
                 Ok(connection) => queue.push(connection),
-                Err(error) if error.kind() == WouldBlock => break,
                 Err(error) if is_about_one_client(&error) => {}
+                Err(error) if error.kind() == WouldBlock => break,
                 Err(error) => {
                     self.log.error(format_args!("Cannot accept what is waiting: {error}"));
                     break;
@@ -252,13 +271,22 @@ impl Server {
             }
         };
         let mut empty = pin!(empty);
-        let end = Instant::now() + deadline;
-        if timeout(LINGER.min(deadline), empty.as_mut()).await.is_err() {
+        if timeout_at(end.min(Instant::now() + LINGER), empty.as_mut()).await.is_err() {
             self.closing.store(true, Relaxed);
             self.close.notify_waiters();
-            _ = timeout(end.saturating_duration_since(Instant::now()), empty).await;
+            _ = timeout_at(end, empty).await;
         }
     }
+}
+
+/// Waits for whichever comes first; true if that is `a`.
+pub async fn is_first<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> bool {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    poll_fn(|context| match a.as_mut().poll(context) {
+        Poll::Ready(_) => Poll::Ready(true),
+        Poll::Pending => b.as_mut().poll(context).map(|_| false),
+    })
+    .await
 }
 
 /// A connection's place among those that may be open.
