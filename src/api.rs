@@ -106,7 +106,13 @@ const REVISION: Option<&str> = match option_env!("BUILD_REVISION") {
     _ => None,
 };
 const TARGET: &str = env!("BUILD_TARGET");
-const LIBC: &str = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+const LIBC: &str = if cfg!(target_env = "musl") {
+    "musl"
+} else if cfg!(target_env = "gnu") {
+    "gnu"
+} else {
+    "other"
+};
 
 /// The response to one request, and the index of its route; past the end of [`ROUTES`] where it has none.
 pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Response<Bytes>) {
