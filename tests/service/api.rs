@@ -1,0 +1,240 @@
+//! Requests and answers, beginning with those recorded from the original.
+
+use super::*;
+
+/// Recorded from the tutorial's own service, hug 2.4.0 behind gunicorn 19.8.1.
+#[test]
+fn answers_as_the_original_did() {
+    let service = Timber::start(&[]);
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../parity.json")).unwrap();
+    assert_eq!(cases.len(), 25);
+    for case in cases {
+        let bytes = |key: &str| BASE64_STANDARD.decode(case[key].as_str()?).ok();
+        let answer = service.ask(bytes("request_base64").unwrap());
+        let name = &case["name"];
+        assert_eq!(json!(answer.status), case["status"], "{name}");
+        if let Some(content_type) = case["content_type"].as_str() {
+            assert_eq!(answer.header("content-type"), Some(content_type), "{name}");
+        }
+        if let Some(body) = bytes("body_base64") {
+            assert_eq!(answer.text(), String::from_utf8(body).unwrap(), "{name}");
+        }
+        for method in case["allow_contains"].as_array().into_iter().flatten() {
+            let allow = answer.header("allow").unwrap_or_default();
+            assert!(allow.split(", ").any(|m| m == method), "{name}: {allow} has no {method}");
+        }
+    }
+}
+
+#[test]
+fn the_original_s_path_rules() {
+    let service = Timber::start(&[]);
+    for path in ["/index", "/index/", "//index", "///index/", "/%69ndex", "/index%2F", "/%2Findex", "/index?"]
+    {
+        assert_eq!(service.get(path).text(), r#"{"timber": "so delicious"}"#, "{path}");
+    }
+    for path in ["/v1/index", "/v2/index/", "/vabc/index", "http://localhost:8000/index", "/index?a=%00&b"] {
+        assert_eq!(service.get(path).status, 200, "{path}");
+    }
+    for path in ["/INDEX", "/index//", "/indexx", "/index/x", "/../index", "/", "/v/index", "/x1/index", "/%"]
+    {
+        assert_eq!(service.get(path).status, 404, "{path}");
+    }
+    for path in ["/index%2F%2F", "/index%", "/index%6", "/index%zz", "/%ff", "/index%00", "/.", "/healthzz"] {
+        assert_eq!(service.get(path).status, 404, "{path}");
+    }
+    for path in ["/healthz/", "//version", "/%6detrics"] {
+        assert_eq!(service.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn the_404_is_the_same_for_every_method_and_grows_with_host() {
+    let service = Timber::start(&[]);
+    for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+        for host in ["localhost:8000", "", "a", "timber.test", "[::1]:8080"] {
+            let answer = service.ask(format!("{method} /nope HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!((answer.status, answer.body.len()), (404, 571 + host.len()), "{method} {host}");
+            assert_eq!(answer.header("content-type"), Some(JSON));
+            assert_eq!(answer.header("link"), Some(r#"</openapi.json>; rel="service-desc""#));
+            let example = &answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0];
+            assert_eq!(example, &json!(format!("http://{host}/index")));
+        }
+    }
+}
+
+#[test]
+fn the_404_s_example_leads_back_to_the_server() {
+    let service = Timber::start(&[]);
+    let example = |request: &str| {
+        let answer = service.ask(request);
+        answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0].clone()
+    };
+    assert_eq!(
+        example("GET /nope HTTP/1.0\r\n\r\n"),
+        json!(format!("http://localhost:{}/index", service.address.port()))
+    );
+    // RFC 9112 section 3.2.2: the target's authority stands in for Host.
+    assert_eq!(
+        example("GET http://oak.test:81/nope HTTP/1.1\r\nHost: elm.test\r\n\r\n"),
+        json!("http://oak.test:81/index")
+    );
+    assert_eq!(
+        example("GET /nope HTTP/1.1\r\nHost: oak.test\r\nX-Forwarded-Proto: https\r\n\r\n"),
+        json!("https://oak.test/index")
+    );
+}
+
+#[test]
+fn methods() {
+    let service = Timber::start(&[]);
+    let method = |method: &str, path: &str| {
+        service.ask(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    };
+    for path in ["/index", "/healthz", "/readyz", "/version", "/metrics", "/openapi.json"] {
+        for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
+            let answer = method(name, path);
+            assert_eq!((answer.status, answer.text().as_str()), (405, ""), "{name} {path}");
+            assert_eq!(answer.header("allow"), Some("GET, HEAD, OPTIONS"), "{name} {path}");
+        }
+        let options = method("OPTIONS", path);
+        assert_eq!((options.status, options.text().as_str()), (200, ""), "OPTIONS {path}");
+        assert_eq!(options.header("allow"), Some("GET, HEAD, OPTIONS"), "OPTIONS {path}");
+        let unknown = method("BREW", path);
+        assert_eq!(unknown.status, 501, "BREW {path}");
+        assert_eq!(unknown.text(), r#"{"errors": {"Not Implemented": "Invalid HTTP method"}}"#);
+    }
+    assert_eq!(method("OPTIONS", "*").header("allow"), Some("GET, HEAD, OPTIONS"));
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let service = Timber::start(&[]);
+    for path in ["/index", "/healthz", "/readyz", "/openapi.json", "/nope"] {
+        let without_date = |mut answer: Answer| {
+            answer.headers.retain(|(name, _)| name != "date");
+            (answer.status, answer.headers)
+        };
+        let mut stream = service.connect();
+        let head = ask(&mut stream, get(path).replacen("GET", "HEAD", 1));
+        assert_eq!(without_date(head), without_date(service.get(path)), "{path}");
+        // Had there been a body, it would be read as the start of this answer.
+        assert_eq!(ask(&mut stream, get("/index")).status, 200, "after HEAD {path}");
+    }
+}
+
+#[test]
+fn refuses_what_is_no_request_for_it_in_the_original_s_shape() {
+    let service = Timber::start(&[]);
+    for (status, request) in [
+        (400, "GET /index HTTP/1.1\r\n\r\n"),
+        (400, "GET /index HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+        (400, "GET /index HTTP/1.1\r\nHost: a b\r\n\r\n"),
+        (400, "GET /index HTTP/1.1\r\nHost: a\"b\r\n\r\n"),
+        (400, "GET index HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (400, "CONNECT /index HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (501, "CONNECT oak.test:443 HTTP/1.1\r\nHost: oak.test:443\r\n\r\n"),
+    ] {
+        let answer = service.ask(request);
+        assert_eq!(answer.status, status, "{request}");
+        assert_eq!(answer.header("content-type"), Some(JSON), "{request}");
+        let errors = answer.json();
+        let errors = errors["errors"].as_object().unwrap();
+        assert!(errors.len() == 1 && errors.values().all(Value::is_string), "{request}: {errors:?}");
+    }
+}
+
+#[test]
+fn what_hyper_refuses_by_itself_is_counted_and_logged() {
+    let service = Timber::start(&[]);
+    for (status, request) in [
+        (400, "GET /index HTTP/1.1\r\nHost : a\r\n\r\n".to_owned()),
+        (400, "GET /index HTTP/3.1\r\nHost: a\r\n\r\n".to_owned()),
+        (431, format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(20_000))),
+    ] {
+        assert_eq!(service.ask(&request).status, status, "{request}");
+        let line = service.event("Refused");
+        assert!(line.contains(&format!("127.0.0.1 sent with {status}: ")), "{line}");
+    }
+    assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 3\n"));
+}
+
+#[test]
+fn persistence_and_pipelining() {
+    let service = Timber::start(&[]);
+    let mut kept = service.connect();
+    for _ in 0..3 {
+        assert_eq!(ask(&mut kept, get("/index")).status, 200);
+    }
+    kept.write_all((get("/index") + &get("/nope") + &get("/healthz")).as_bytes()).unwrap();
+    let answers = [(); 3].map(|()| Answer::read(&mut kept, false).status);
+    assert_eq!(answers, [200, 404, 200]);
+
+    let mut old = service.connect();
+    assert_eq!(ask(&mut old, "GET /index HTTP/1.0\r\n\r\n").status, 200);
+    assert!(is_closed(&mut old));
+    let mut old = service.connect();
+    for _ in 0..2 {
+        let answer = ask(&mut old, "GET /index HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")));
+    }
+    let mut last = service.connect();
+    let answer = ask(&mut last, "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(is_closed(&mut last));
+}
+
+#[test]
+fn a_body_that_nobody_wants_costs_no_answer() {
+    let service = Timber::start(&[]);
+    let mut stream = service.connect();
+    let body = "x".repeat(20_000);
+    for _ in 0..2 {
+        let request =
+            format!("POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(ask(&mut stream, request).status, 404);
+    }
+    // Bodies in a row, each read while the next request is already being answered.
+    let pair =
+        format!("POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789{}", get("/index"));
+    stream.write_all(pair.repeat(5).as_bytes()).unwrap();
+    for _ in 0..5 {
+        assert_eq!([(); 2].map(|()| Answer::read(&mut stream, false).status), [404, 200]);
+    }
+    assert_eq!(service.metric("http_requests_in_flight"), "1", "the scrape itself");
+    // Announced but not sent: the answer does not wait for it.
+    let request = "GET /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n";
+    assert_eq!(service.ask(request).status, 200);
+    // Too long to be read for nothing: the answer says that the connection ends.
+    let request = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n";
+    let answer = service.ask(request);
+    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
+    // Offered and declined: a final answer instead of 100 Continue (RFC 9110 section 10.1.1).
+    let request = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    let answer = service.ask(request);
+    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
+}
+
+#[test]
+fn a_browser_gets_a_page_at_the_root() {
+    let service = Timber::start(&["--release", "<7>"]);
+    let at_root =
+        |accept: &str| service.ask(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
+    for accept in ["text/html", "text/html,application/xhtml+xml,*/*;q=0.8", "image/webp, TEXT/HTML; q=0.5"] {
+        let page = at_root(accept);
+        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+        let text = page.text();
+        for part in
+            ["release &lt;7&gt;", env!("CARGO_PKG_VERSION"), &service.child.id().to_string(), "\"/index\""]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(!text.contains('{') || !text.contains("{release}"), "{text}");
+        assert!(!text.contains("//"), "the page names another host: {text}");
+    }
+    for accept in ["*/*", "application/json", "text/html;q=0", "text/html; q=0.00", "text/plain"] {
+        let answer = at_root(accept);
+        assert_eq!((answer.status, answer.header("vary")), (404, Some("accept")), "{accept}");
+    }
+    assert_eq!(service.ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").status, 404);
+}

@@ -1,0 +1,179 @@
+//! Flags, variables, addresses and limits, right and wrong.
+
+use super::*;
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } =
+        run_to_end(timber().args(arguments).envs(variables.iter().copied()));
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn version_and_help() {
+    let version = concat!("timber ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(run(&["--version"], &[]), (Some(0), version.to_owned(), String::new()));
+    let (code, help, _) = run(&["--help"], &[]);
+    assert_eq!(code, Some(0));
+    for part in
+        ["-b, --bind HOST:PORT", "TIMBER_BIND", "healthcheck", "[:8000]", "[75s]", "2 bad configuration"]
+    {
+        assert!(help.contains(part), "{part} is not in {help}");
+    }
+}
+
+/// The table is for people, the help text is the truth.
+#[test]
+fn the_readme_lists_the_settings_of_the_help_text() {
+    let (_, help, _) = run(&["--help"], &[]);
+    let readme = include_str!("../../README.md");
+    for line in help.lines().filter(|line| line.contains("TIMBER_") || line.contains(" PORT ")) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let variable = words.iter().find(|word| word.starts_with("TIMBER_") || **word == "PORT").unwrap();
+        let row = readme.lines().find(|row| row.starts_with('|') && row.contains(&format!("`{variable}`")));
+        let row = row.unwrap_or_else(|| panic!("README.md has no row for {variable}"));
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(row.contains(*flag), "{flag} is not in {row}");
+        }
+        let default = line.rsplit_once('[').unwrap().1.trim_end_matches(']');
+        assert!(row.contains(default), "the default {default} is not in {row}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let (code, stdout, stderr) = run(
+        &[
+            "--workers",
+            "none",
+            "--frobnicate",
+            "-b",
+            "127.0.0.1:http",
+            "serve",
+            "--idle-timeout=0",
+            "--log-format",
+        ],
+        &[
+            ("TIMBER_DRAIN_DELAY", "soon"),
+            ("PORT", "70000"),
+            ("TIMBER_COLOUR", "blue"),
+            ("TIMBER_RELEASE", ""),
+        ],
+    );
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    for part in [
+        r#"--workers "none": expected a whole number"#,
+        r#"--frobnicate "": expected one of the settings"#,
+        r#"-b "127.0.0.1:http": expected HOST:PORT"#,
+        r#"serve "": expected one of the settings"#,
+        r#"--idle-timeout "0": expected seconds or milliseconds above 0"#,
+        r#"--log-format "": expected text or json"#,
+        r#"TIMBER_DRAIN_DELAY "soon": expected seconds"#,
+        r#"PORT "70000": expected a port number"#,
+        r#"TIMBER_COLOUR "blue": expected one of the settings"#,
+        r#"TIMBER_RELEASE "": expected a label"#,
+    ] {
+        assert!(stderr.lines().any(|line| line.starts_with(&format!("timber: {part}"))), "{part}: {stderr}");
+    }
+    assert_eq!(stderr.lines().count(), 10, "{stderr}");
+}
+
+#[test]
+fn a_flag_beats_its_variable_which_beats_the_default() {
+    let release = |arguments: &[&str], variable: Option<&str>| {
+        let mut command = timber();
+        command.args(["-b", "127.0.0.1:0"]).args(arguments);
+        command.envs(variable.map(|value| ("TIMBER_RELEASE", value)));
+        Timber::spawn(&mut command).get("/version").json()["release"].clone()
+    };
+    assert_eq!(release(&[], None), "dev");
+    assert_eq!(release(&[], Some("variable")), "variable");
+    assert_eq!(release(&["--release", "flag"], Some("variable")), "flag");
+}
+
+#[test]
+fn the_platform_s_port_yields_to_the_address_s() {
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let (port, other) = (free(), free());
+    let service = Timber::spawn(timber().env("PORT", &port));
+    assert_eq!(service.address.port().to_string(), port);
+    assert_eq!(service.get("/index").status, 200);
+    let bind = format!("127.0.0.1:{other}");
+    let service = Timber::spawn(timber().env("PORT", &port).env("TIMBER_BIND", &bind));
+    assert_eq!(service.address.port().to_string(), other);
+}
+
+#[test]
+fn variables_that_a_cluster_adds_are_no_mistakes() {
+    let variables = [
+        ("TIMBER_PORT", "tcp://10.96.0.7:80"),
+        ("TIMBER_SERVICE_HOST", "10.96.0.7"),
+        ("TIMBER_SERVICE_PORT", "80"),
+        ("TIMBER_PORT_80_TCP_ADDR", "10.96.0.7"),
+        ("TIMBER_TUTORIAL_SERVICE_PORT_HTTP", "80"),
+    ];
+    Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).envs(variables));
+    assert_eq!(run(&[], &[("TIMBER_PORT", "9000")]).0, Some(2), "a port that someone meant");
+}
+
+#[test]
+fn all_interfaces_means_both_families_where_there_are_two() {
+    let service = Timber::spawn(timber().args(["-b", ":0"]));
+    let port = service.address.port();
+    assert_eq!(ask(&mut connect(([127, 0, 0, 1], port).into()), get("/index")).status, 200);
+    let line = service.start.last().unwrap();
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        assert!(line.contains("http://[::]:"), "{line}");
+        assert_eq!(ask(&mut connect((Ipv6Addr::LOCALHOST, port).into()), get("/index")).status, 200);
+    } else {
+        assert!(line.contains("http://0.0.0.0:"), "{line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_listened_at_is_one_clear_line() {
+    let first = Timber::start(&[]);
+    let taken = first.address.to_string();
+    for (bind, part) in [
+        (taken.as_str(), "another process listens there"),
+        ("300.1.2.3:8000", "expected an IPv4 or IPv6 address, or localhost"),
+        ("192.0.2.1:8000", "no interface of this host has that address"),
+    ] {
+        let (code, stdout, stderr) = run(&["-b", bind], &[]);
+        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (Some(1), "", 1), "{bind}: {stderr}");
+        assert!(
+            stderr.contains(part) && stderr.contains(bind.rsplit_once(':').unwrap().0),
+            "{bind}: {stderr}"
+        );
+    }
+    assert_eq!(first.get("/index").status, 200);
+}
+
+#[test]
+fn a_low_limit_of_open_files_lowers_the_connection_limit() {
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1",
+        env!("CARGO_BIN_EXE_timber"),
+    ]);
+    let service = Timber::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let warning = service.start.iter().find(|line| line.contains("[WARNING]")).expect("a warning");
+    assert!(warning.contains("Serving 8 connections at once, not 10000"), "{warning}");
+    let mut kept: Vec<_> = (0..8).map(|_| service.connect()).collect();
+    for stream in &mut kept {
+        assert_eq!(ask(stream, get("/index")).status, 200);
+    }
+    waits_for(&service, || drop(kept.pop()));
+
+    for files in [8, 12, 20] {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_timber")]);
+        let output = run_to_end(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+        let explained = ["Too many open files", "files (ulimit -n), and needs more than 20"];
+        assert!(explained.iter().any(|part| stderr.contains(part)), "{stderr}");
+    }
+}

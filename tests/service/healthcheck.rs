@@ -1,0 +1,61 @@
+//! `timber healthcheck`.
+
+use super::*;
+
+fn probe(arguments: &[&str], variables: &BTreeMap<&str, String>) -> (Option<i32>, String) {
+    let output = run_to_end(timber().arg("healthcheck").args(arguments).envs(variables));
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    (output.status.code(), text)
+}
+
+#[test]
+fn probes_what_the_same_configuration_would_serve() {
+    let service = Timber::spawn(timber().args(["-b", ":0"]));
+    let port = service.address.port();
+    for variables in [
+        BTreeMap::from([("PORT", port.to_string())]),
+        BTreeMap::from([("TIMBER_BIND", format!(":{port}"))]),
+        BTreeMap::from([("TIMBER_BIND", format!("0.0.0.0:{port}"))]),
+        BTreeMap::from([("TIMBER_BIND", format!("127.0.0.1:{port}")), ("PORT", "1".to_owned())]),
+        BTreeMap::from([("TIMBER_BIND", format!("localhost:{port}"))]),
+    ] {
+        let (code, line) = probe(&[], &variables);
+        assert_eq!(code, Some(0), "{variables:?}: {line}");
+        assert!(line.starts_with("healthy: http://") && line.contains("/healthz answered 200"), "{line}");
+    }
+    let none = BTreeMap::new();
+    assert_eq!(probe(&["-b", &format!(":{port}")], &none).0, Some(0));
+    assert_eq!(probe(&[&format!("http://127.0.0.1:{port}/readyz")], &none).0, Some(0));
+    let (code, line) = probe(&[&format!("http://127.0.0.1:{port}/nope")], &none);
+    assert_eq!(code, Some(1));
+    assert!(line.contains("answered 404, expected 200"), "{line}");
+}
+
+#[test]
+fn says_why_it_is_not_healthy() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let none = BTreeMap::new();
+    let address = silent.local_addr().unwrap();
+    let start = Instant::now();
+    let (code, line) = probe(&["-b", &address.to_string()], &none);
+    assert_eq!(code, Some(1));
+    assert!(line.contains("no answer within 2s"), "{line}");
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    drop(silent);
+
+    let refused = format!("http://{address}");
+    for (url, part) in [
+        (refused.as_str(), "refused"),
+        ("https://localhost", "expected http://ADDRESS"),
+        ("localhost:8000", "expected http://ADDRESS"),
+        ("http://", "expected http://ADDRESS"),
+        ("http://a\r\nb", "expected http://ADDRESS"),
+    ] {
+        let (code, line) = probe(&[url], &none);
+        assert_eq!(code, Some(1), "{url}: {line}");
+        assert!(line.contains(part), "{url}: {line}");
+    }
+    let (code, line) = probe(&[], &BTreeMap::from([("PORT", "http".to_owned())]));
+    assert_eq!((code, line.contains("PORT \"http\"")), (Some(1), true), "{line}");
+}
