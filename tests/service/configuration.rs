@@ -151,13 +151,7 @@ fn what_cannot_be_listened_at_is_one_clear_line() {
 
 #[test]
 fn a_low_limit_of_open_files_lowers_the_connection_limit() {
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1",
-        env!("CARGO_BIN_EXE_timber"),
-    ]);
-    let service = Timber::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let service = Timber::spawn(&mut shell("ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1"));
     let warning = service.start.iter().find(|line| line.contains("[WARNING]")).expect("a warning");
     assert!(warning.contains("Serving 8 connections at once, not 10000"), "{warning}");
     let mut kept: Vec<_> = (0..8).map(|_| service.connect()).collect();
@@ -167,10 +161,8 @@ fn a_low_limit_of_open_files_lowers_the_connection_limit() {
     waits_for(&service, || drop(kept.pop()));
 
     for files in [8, 12, 20] {
-        let mut command = Command::new("sh");
-        let script = format!("ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_timber")]);
-        let output = run_to_end(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let output =
+            run_to_end(&mut shell(&format!("ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1")));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
         let explained = ["Too many open files", "files (ulimit -n), and needs more than 20"];

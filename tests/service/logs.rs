@@ -106,8 +106,6 @@ fn an_unwritable_standard_output_does_not_matter() {
     while service.metric("timber_log_lines_dropped_total") == "0" {
         assert!(Instant::now() < deadline, "the line is not counted");
     }
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$0\" -b 127.0.0.1:0 >&-", env!("CARGO_BIN_EXE_timber")]);
-    let service = Timber::spawn(command.stderr(Stdio::piped()));
+    let service = Timber::spawn(&mut shell("exec \"$0\" -b 127.0.0.1:0 >&-"));
     assert_eq!(service.get("/index").status, 200);
 }

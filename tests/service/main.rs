@@ -16,7 +16,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Answer, SOON, Timber, ask, connect, get, is_closed, run_to_end, timber};
+use support::{Answer, SOON, Timber, ask, connect, get, is_closed, run_to_end, shell, timber};
 
 const JSON: &str = "application/json; charset=utf-8";
 

@@ -1,4 +1,4 @@
-//! What machines ask: health, version, metrics, the OpenAPI document.
+//! What machines ask: health, version, metrics, the `OpenAPI` document.
 
 use super::*;
 use prometheus_parse::{Scrape, Value as Sample};

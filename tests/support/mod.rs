@@ -25,8 +25,18 @@ pub struct Timber {
 }
 
 pub fn timber() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_timber"));
-    // What the machine that runs the tests has set is not what they are about.
+    clean(Command::new(env!("CARGO_BIN_EXE_timber")))
+}
+
+/// A script for sh whose `$0` is the service.
+pub fn shell(script: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_timber")]);
+    clean(command)
+}
+
+/// What the machine that runs the tests has set is not what they are about.
+fn clean(mut command: Command) -> Command {
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
