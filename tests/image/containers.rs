@@ -1,0 +1,180 @@
+//! What users see of containers of both images.
+
+use super::*;
+
+/// What "stops at once" means, from the command to the end of the container. It takes about 0.2 s.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+const HARDENED: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --user 12345 --memory 16m \
+                        --pids-limit 16 --cpus 0.5";
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn the_api_is_served_through_a_published_port() {
+    for release in RELEASES {
+        let container = Container::serve(&image(release), "", "");
+        let index = container.get("/index");
+        assert_eq!((index.status, index.text().as_str()), (200, r#"{"timber": "so delicious"}"#));
+        let version = container.get("/version").json();
+        let libc = if release == 1 { "gnu" } else { "musl" };
+        for (key, value) in
+            [("release", json!(release.to_string())), ("libc", json!(libc)), ("pid", json!(1))]
+        {
+            assert_eq!(version[key], value, "{key} of image {release}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn docker_finds_out_whether_the_service_answers() {
+    let served = RELEASES.map(|release| Container::serve(&image(release), "", ""));
+    // The probe knows the image's PORT and nothing of this flag.
+    let lost = RELEASES
+        .map(|release| Container::serve(&image(release), "--health-interval 1s", "--bind 127.0.0.1:9999"));
+    for (containers, expected) in [(served, "healthy"), (lost, "unhealthy")] {
+        for container in containers {
+            let health = eventually("the end of the first probes", || {
+                let health = inspect(&container.0, "State")["Health"].take();
+                (health["Status"] != "starting").then_some(health)
+            });
+            assert_eq!(health["Status"], expected, "{health}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn each_signal_that_means_stop_stops_process_1_at_once() {
+    for release in RELEASES {
+        for how in ["stop", "kill --signal INT", "kill --signal QUIT"] {
+            let container = Container::serve(&image(release), "", "");
+            assert_eq!(container.get("/index").status, 200);
+            let quiet = undisturbed();
+            let start = Instant::now();
+            docker(&format!("{how} {container}"));
+            let code = container.exit_code();
+            let took = start.elapsed();
+            drop(quiet);
+            println!("image {release}, docker {how}: exit code {code} after {took:?}");
+            assert_eq!(code, 0, "{how}: {}", container.log());
+            assert!(took < AT_ONCE, "image {release}, docker {how} took {took:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn ctrl_c_ends_a_docker_run_in_the_foreground() {
+    for release in RELEASES {
+        let container = Container(format!("timber-test-{}-{release}", process::id()));
+        let mut client = Command::new("docker");
+        client.args(["run", "--label", "timber.test=true", "--name", &container.0, &image(release)]);
+        let mut client =
+            Timber::spawn(client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
+        client.event("Process 1");
+        let quiet = undisturbed();
+        client.signal(Signal::INT);
+        let (status, took) = client.wait();
+        drop(quiet);
+        println!("image {release}, Ctrl-C: {status} after {took:?}");
+        assert_eq!(status.code(), Some(0), "image {release}");
+        assert!(took < AT_ONCE, "image {release}, Ctrl-C took {took:?}");
+        assert_eq!(container.exit_code(), 0);
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_request_in_flight_at_docker_stop_finishes() {
+    for release in RELEASES {
+        let container = Container::serve(&image(release), "", "");
+        let mut stream = connect(container.address());
+        let request = get("/index");
+        let (first, second) = request.split_at(20);
+        stream.write_all(first.as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(200)); // the first half has to be read before the signal
+        thread::scope(|scope| {
+            let stop = scope.spawn(|| docker(&format!("stop {container}")));
+            container.wait_for("Handling signal: term");
+            thread::sleep(Duration::from_millis(500)); // an idle service would have gone by now
+            let answer = ask(&mut stream, second);
+            assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+            stop.join().unwrap();
+        });
+        assert_eq!(container.exit_code(), 0, "{}", container.log());
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_hardened_container_serves_and_says_what_it_sees() {
+    for release in RELEASES {
+        for network in ["bridge", "none"] {
+            let container = Container::serve(&image(release), &format!("{HARDENED} --network {network}"), "");
+            docker(&format!("exec {container} /timber healthcheck"));
+            let log = container.log();
+            for fact in [
+                "Process 1 of its container",
+                "User 12345, root file system read-only, memory limit 16384 kiB, CPU limit 0.500",
+                "Using workers: 1",
+            ] {
+                assert!(log.contains(fact), "{fact:?} is not in {log}");
+            }
+            if network == "bridge" {
+                let mut kept: Vec<_> = (0..100).map(|_| connect(container.address())).collect();
+                for stream in &mut kept {
+                    assert_eq!(ask(stream, get("/index")).status, 200);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn where_threads_cannot_be_started_it_serves_with_fewer_and_says_so() {
+    for release in RELEASES {
+        let container = Container::serve(&image(release), "--pids-limit 2", "--workers 8");
+        assert_eq!(container.get("/index").status, 200);
+        let log = container.log();
+        assert!(log.contains("Worker 2 cannot start") && log.contains("Using workers: 1\n"), "{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_port_that_takes_a_privilege_is_one_clear_line() {
+    for release in RELEASES {
+        let flags = "-e PORT=80 --cap-drop ALL --sysctl net.ipv4.ip_unprivileged_port_start=1024";
+        let container = Container::run(&image(release), flags, "");
+        assert_eq!(container.exit_code(), 1);
+        let log = container.log();
+        assert!(log.lines().count() == 1 && log.contains(":80: ") && log.contains("privilege"), "{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn it_serves_where_ipv6_is_off_and_at_the_platform_s_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let no_ipv6 = dir.path().join("no-ipv6.json");
+    // What a kernel without IPv6 answers: EAFNOSUPPORT, 97, to a socket of family AF_INET6, 10.
+    let rule = json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 97,
+                      "args": [{"index": 0, "value": 10, "op": "SCMP_CMP_EQ"}]});
+    fs::write(&no_ipv6, json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string()).unwrap();
+    let no_ipv6 = format!("--security-opt seccomp={}", no_ipv6.display());
+    for release in RELEASES {
+        for (flags, address) in [
+            (no_ipv6.as_str(), "0.0.0.0:8080"),
+            ("--sysctl net.ipv6.conf.all.disable_ipv6=1", ":8080"), // [::] can still be bound, and takes IPv4
+            ("-e PORT=9090 -p 127.0.0.1::9090", "[::]:9090"),
+        ] {
+            let container = Container::serve(&image(release), flags, "");
+            let log = container.log();
+            assert!(log.contains(&format!("{address} (1)")), "{flags}: {log}");
+            assert_eq!(container.get("/index").status, 200, "{flags}");
+            docker(&format!("exec {container} /timber healthcheck"));
+        }
+    }
+}

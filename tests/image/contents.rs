@@ -1,0 +1,102 @@
+//! What is in the images.
+
+use super::*;
+
+/// Bytes of image 2, which is one file. To be lowered whenever it can be.
+const BUDGET: u64 = 900_000;
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn the_images_say_the_same_about_themselves() {
+    for release in RELEASES {
+        let config = inspect(&image(release), "Config");
+        let (user, group) = config["User"].as_str().unwrap().split_once(':').expect("USER has a group");
+        for id in [user, group] {
+            assert!(id.parse::<u32>().is_ok_and(|id| id > 0), "{user}:{group} has root or a name");
+        }
+        for (key, value) in [
+            ("Entrypoint", json!(["/timber"])),
+            ("ExposedPorts", json!({"8080/tcp": {}})),
+            ("StopSignal", json!("SIGTERM")),
+        ] {
+            assert_eq!(config[key], value, "{key} of image {release}");
+        }
+        assert_eq!(config["Healthcheck"]["Test"], json!(["CMD", "/timber", "healthcheck"]));
+        for variable in ["PORT=8080".to_owned(), format!("TIMBER_RELEASE={release}")] {
+            assert!(config["Env"].as_array().unwrap().contains(&json!(variable)), "{}", config["Env"]);
+        }
+        for (label, value) in [
+            ("title", Some(env!("CARGO_PKG_NAME"))),
+            ("description", None),
+            ("licenses", Some(env!("CARGO_PKG_LICENSE"))),
+            ("version", Some(env!("CARGO_PKG_VERSION"))),
+            ("revision", None),
+            ("created", None),
+            ("source", None),
+        ] {
+            let labels = &config["Labels"];
+            let found = labels[format!("org.opencontainers.image.{label}")].as_str();
+            assert!(found.is_some() && (value.is_none() || found == value), "{label} in {labels}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn image_2_is_one_static_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    docker(&format!("save -o {at}/image.tar {}", image(2)));
+    run(&format!("tar -xf {at}/image.tar -C {at}"));
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(dir.path().join("manifest.json")).unwrap()).unwrap();
+    let layers = manifest[0]["Layers"].as_array().unwrap().iter().map(|layer| layer.as_str().unwrap());
+    let files: String = layers.map(|layer| run(&format!("tar -tf {at}/{layer}"))).collect();
+    assert_eq!(files, "timber\n");
+
+    let file = copy_out(dir.path());
+    assert_static(&file);
+    let machine = |file: &Path| fs::read(file).unwrap()[18..20].to_vec();
+    assert_eq!(machine(&file), machine(&env::current_exe().unwrap()), "it is built for another machine");
+}
+
+#[test]
+#[ignore = "needs Docker Engine, and the musl target when it fails"]
+fn image_2_is_within_its_budget() {
+    let size = inspect(&image(2), "Size").as_u64().unwrap();
+    println!("image 2: {size} bytes of {BUDGET}");
+    assert!(
+        size <= BUDGET,
+        "image 2 has {size} bytes, {BUDGET} are allowed.\n{}",
+        contributors(&MUSL_BINARY)
+    );
+}
+
+#[test]
+#[ignore = "needs the musl target"]
+fn the_static_binary_can_be_had_without_docker() {
+    assert_static(&MUSL_BINARY);
+    let contributors = contributors(&MUSL_BINARY);
+    println!("{contributors}");
+    for name in ["timber", "hyper", "tokio", "std"] {
+        assert!(contributors.lines().any(|line| line.ends_with(&format!(" {name}"))), "{contributors}");
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine and root"]
+fn the_file_of_image_2_is_all_it_takes_even_without_proc() {
+    assert!(geteuid().is_root(), "this test needs root: only root may chroot");
+    let dir = tempfile::tempdir().unwrap();
+    copy_out(dir.path());
+    let mut chroot = Command::new("chroot");
+    chroot.arg(dir.path()).args(["/timber", "--bind", "127.0.0.1:0"]);
+    chroot.env_clear().env("PATH", "/usr/sbin:/usr/bin").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut service = Timber::spawn(&mut chroot);
+    service.event("User unknown, root file system unknown");
+    for path in ["/index", "/version", "/metrics", "/healthz"] {
+        assert_eq!(service.get(path).status, 200, "{path}");
+    }
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().0.code(), Some(0));
+}
