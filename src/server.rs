@@ -170,16 +170,18 @@ impl Server {
         let mut started = 1;
         while started < workers {
             let (listener, alive) = (listener.try_clone()?, alive.clone());
-            let spawned = runtime().and_then(|runtime| {
-                thread::Builder::new().name(format!("worker-{}", started + 1)).spawn(move || {
-                    runtime.block_on(async {
-                        self.accept(listener, alive).await;
-                        pending::<()>().await; // connections still run here; the thread ends with the process
-                    });
-                })
-            });
+            let number = started + 1;
+            // The runtime is made where it runs: one that is left over must not be dropped by async code.
+            let worker = move || match runtime() {
+                Ok(runtime) => runtime.block_on(async {
+                    self.accept(listener, alive).await;
+                    pending::<()>().await; // connections still run here; the thread ends with the process
+                }),
+                Err(error) => self.log.error(format_args!("Worker {number} cannot run: {error}")),
+            };
+            let spawned = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
             if let Err(error) = spawned {
-                self.log.warning(format_args!("Cannot start worker {}: {error}", started + 1));
+                self.log.warning(format_args!("Worker {number} cannot start: {error}"));
                 break;
             }
             started += 1;

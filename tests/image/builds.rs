@@ -11,7 +11,7 @@ fn labels_and_version_say_what_the_build_was_told() {
         [("revision", "abc"), ("source", "https://timber.test/src"), ("created", "2026-01-02T03:04:05Z")];
     let arguments =
         told.map(|(label, value)| format!("--build-arg {}={value}", label.to_uppercase())).join(" ");
-    let image = Image("timber-test:told".to_owned());
+    let image = Image::new("told");
     build(&format!("docker build -f Dockerfile.musl -t {} {arguments} .", image.0), ROOT);
     let labels = &inspect(&image.0, "Config")["Labels"];
     for (label, value) in told {
@@ -25,7 +25,7 @@ fn labels_and_version_say_what_the_build_was_told() {
 fn a_binary_that_is_not_static_fails_the_build() {
     let context = context();
     edit(&context.path().join(".cargo/config.toml"), "+crt-static", "-crt-static");
-    let image = Image("timber-test:dynamic".to_owned());
+    let image = Image::new("dynamic");
     let line = format!("docker build --force-rm -f Dockerfile.musl -t {} .", image.0);
     let failure = try_build(&line, &context).map(drop).expect_err("a dynamic binary got into an image");
     for part in ["INTERP", "NEEDED", "RUN readelf"] {
@@ -38,7 +38,7 @@ fn a_binary_that_is_not_static_fails_the_build() {
 fn a_change_of_the_source_downloads_nothing_and_arrives_in_the_image() {
     for (release, dockerfile) in DOCKERFILES {
         let context = context();
-        let image = Image(format!("timber-test:changed-{release}"));
+        let image = Image::new(&format!("changed-{release}"));
         // The classic builder looks for a layer that it has already without regard to the network; BuildKit does not.
         // Where there is no network, only such a layer can provide the dependencies.
         let line = |network| {
@@ -70,7 +70,7 @@ fn buildkit_builds_the_same_images() {
     let has_buildx = output(&mut command("docker buildx version")).status.success();
     let client = if has_buildx { "docker" } else { "/usr/bin/docker" };
     for (release, dockerfile) in DOCKERFILES {
-        let image = Image(format!("timber-test:buildkit-{release}"));
+        let image = Image::new(&format!("buildkit-{release}"));
         let line = format!("{client} build --progress plain -f {dockerfile} -t {} .", image.0);
         let log = build(&format!("env DOCKER_BUILDKIT=1 {line}"), ROOT);
         assert!(log.contains("[internal] load build definition"), "that was not BuildKit: {log}");
@@ -82,7 +82,7 @@ fn buildkit_builds_the_same_images() {
 #[ignore = "needs Docker Engine and buildah"]
 fn buildah_builds_the_same_images() {
     for (release, dockerfile) in DOCKERFILES {
-        let image = Image(format!("timber-test:buildah-{release}"));
+        let image = Image::new(&format!("buildah-{release}"));
         build(&format!("buildah bud --format docker -f {dockerfile} -t {} .", image.0), ROOT);
         run(&format!("buildah push --quiet {0} docker-daemon:{0}", image.0));
         assert_same(&image, release);

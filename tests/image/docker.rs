@@ -5,7 +5,7 @@ use std::{
     env, fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{self, Command, Output, Stdio},
     sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread,
     time::{Duration, Instant},
@@ -198,6 +198,13 @@ impl Drop for Container {
 
 /// An image that is to be removed when dropped, from Docker's store and from buildah's.
 pub struct Image(pub String);
+
+impl Image {
+    /// A name for an image to be built, that no other run of the tests has.
+    pub fn new(name: &str) -> Self {
+        Image(format!("timber-test:{name}-{}", process::id()))
+    }
+}
 
 impl Drop for Image {
     fn drop(&mut self) {
