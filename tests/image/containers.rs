@@ -122,9 +122,10 @@ fn a_hardened_container_serves_and_says_what_it_sees() {
                 assert!(log.contains(fact), "{fact:?} is not in {log}");
             }
             if network == "bridge" {
+                let address = container.address();
                 let mut kept = Vec::new();
                 for _ in 0..100 {
-                    kept.push(connect(container.address()));
+                    kept.push(connect(address));
                     assert_eq!(ask(kept.last_mut().unwrap(), get("/index")).status, 200);
                 }
             }
