@@ -1,25 +1,14 @@
 //! The API: a table of routes, and the answer to each request. No sockets here: a request head goes in, a
 //! response comes out. This is the only file that a new endpoint touches.
 
-use std::{
-    borrow::Cow,
-    net::IpAddr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Instant,
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{borrow::Cow, net::IpAddr, time::Instant};
 
-use hyper::{
-    Method, Response, StatusCode, Version,
-    body::Bytes,
-    header::{self, HeaderValue},
-    http::request::Parts,
-};
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Response, StatusCode, Version, body::Bytes, http::request::Parts};
 
-use crate::{
-    host,
-    log::{Utc, quote},
-    metrics::Metrics,
-};
+use crate::log::{Utc, quote};
+use crate::{host, metrics::Metrics};
 
 /// What the answers depend on besides the request: who is answering, and whether it is about to stop.
 pub struct App {
@@ -50,7 +39,7 @@ pub struct Route {
 
 /// An answer in the original's shape for errors: `{"errors": {title: description}}`.
 #[derive(Clone, Copy)]
-struct Failure(StatusCode, &'static str);
+pub struct Failure(pub StatusCode, pub &'static str);
 
 const JSON: &str = "application/json; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";

@@ -3,6 +3,32 @@
 
 use std::{net::Ipv6Addr, time::Duration};
 
+/// The text of `timber --help`. What stands in it as a flag with a variable is a setting, and all of them are here.
+pub const HELP: &str = "\
+Usage: timber [OPTIONS]                    serve
+       timber healthcheck [OPTIONS] [URL]  probe a running service: exit 0 when healthy, else 1
+
+Options, each with its variable and default; a flag beats its variable. TIME is 5, 5s or 500ms.
+
+  -b, --bind HOST:PORT     TIMBER_BIND              where to listen; without HOST on all interfaces [:8000]
+                           PORT                     port where --bind names none [8000]
+  --workers N              TIMBER_WORKERS           threads that serve [the CPUs that it may use]
+  --drain-delay TIME       TIMBER_DRAIN_DELAY       on a stop, serve on for this long, not ready [0s]
+  --drain-deadline TIME    TIMBER_DRAIN_DEADLINE    then cut what is still busy after this long [8s]
+  --idle-timeout TIME      TIMBER_IDLE_TIMEOUT      close a kept connection without a request [75s]
+  --header-timeout TIME    TIMBER_HEADER_TIMEOUT    refuse a request whose head takes longer [10s]
+  --exchange-timeout TIME  TIMBER_EXCHANGE_TIMEOUT  cut a request whose body, or reading, takes longer [30s]
+  --max-connections N      TIMBER_MAX_CONNECTIONS   connections open at once; more wait [10000]
+  --access-log WHICH       TIMBER_ACCESS_LOG        requests to log: off, on (all but probes) or all [on]
+  --no-access-log                                   the same as --access-log off
+  --log-format FORMAT      TIMBER_LOG_FORMAT        text or json [text]
+  --release LABEL          TIMBER_RELEASE           release that /version and the page show [dev]
+  -h, --help
+  -V, --version
+
+Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections; 2 bad configuration.
+";
+
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
 pub enum Command {
@@ -33,12 +59,14 @@ pub struct Config {
     pub workers: Option<usize>,
     /// From the signal until the listener closes: `/readyz` says 503 and requests are still answered.
     pub drain_delay: Duration,
-    /// From the closing of the listener until what is still open is cut.
+    /// From the closing of the listener until what is still busy is cut.
     pub drain_deadline: Duration,
     /// How long a kept connection may be without a request.
     pub idle_timeout: Duration,
     /// How long a request's head may take, or a new connection's first byte.
     pub header_timeout: Duration,
+    /// From the end of a request's head until its answer is with the kernel and its body is in.
+    pub exchange_timeout: Duration,
     /// Connections open at once; further ones wait in the kernel's backlog.
     pub max_connections: usize,
     pub access_log: AccessLog,
@@ -60,27 +88,16 @@ impl Default for Config {
             // first must be the one who would not send next.
             idle_timeout: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10), // one packet's work, with room for some to be lost
-            max_connections: 10_000,
+            // An answer takes microseconds: what takes long is a client that does not read it, or does not send
+            // what it has announced.
+            exchange_timeout: Duration::from_secs(30),
+            max_connections: 10_000, // 20 MB when all are idle
             access_log: AccessLog::AllButProbes,
             json_log: false,
             release: "dev".to_owned(),
         }
     }
 }
-
-/// The settings by their flags' names. `--drain-delay` is `TIMBER_DRAIN_DELAY` as a variable, and so on.
-const NAMES: [&str; 10] = [
-    "bind",
-    "workers",
-    "drain-delay",
-    "drain-deadline",
-    "idle-timeout",
-    "header-timeout",
-    "max-connections",
-    "access-log",
-    "log-format",
-    "release",
-];
 
 impl Config {
     /// The port to listen at: that of `--bind`, else the platform's.
@@ -93,20 +110,22 @@ impl Config {
         const COUNT: &str = "a whole number from 1 to 1000000";
         const DURATION: &str = "seconds or milliseconds up to a day, as 5, 5s or 500ms";
         const TIMEOUT: &str = "seconds or milliseconds above 0 up to a day, as 5, 5s or 500ms";
-        let count = || value.parse().ok().filter(|n| (1..=1_000_000).contains(n));
-        let timeout = || duration(value).filter(|d| !d.is_zero());
+        let count = || value.parse().ok().filter(|n| (1..=1_000_000).contains(n)).ok_or(COUNT);
+        let duration = || duration(value).ok_or(DURATION);
+        let timeout = || duration().ok().filter(|duration| !duration.is_zero()).ok_or(TIMEOUT);
         match name {
-            "port" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
+            "PORT" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
             "bind" => {
-                (self.host, self.bind_port) =
-                    bind(value).ok_or("HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000")?;
+                let form = "HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000";
+                (self.host, self.bind_port) = bind(value).ok_or(form)?;
             }
-            "workers" => self.workers = Some(count().ok_or(COUNT)?),
-            "drain-delay" => self.drain_delay = duration(value).ok_or(DURATION)?,
-            "drain-deadline" => self.drain_deadline = duration(value).ok_or(DURATION)?,
-            "idle-timeout" => self.idle_timeout = timeout().ok_or(TIMEOUT)?,
-            "header-timeout" => self.header_timeout = timeout().ok_or(TIMEOUT)?,
-            "max-connections" => self.max_connections = count().ok_or(COUNT)?,
+            "workers" => self.workers = Some(count()?),
+            "drain-delay" => self.drain_delay = duration()?,
+            "drain-deadline" => self.drain_deadline = duration()?,
+            "idle-timeout" => self.idle_timeout = timeout()?,
+            "header-timeout" => self.header_timeout = timeout()?,
+            "exchange-timeout" => self.exchange_timeout = timeout()?,
+            "max-connections" => self.max_connections = count()?,
             "access-log" => {
                 self.access_log = match value {
                     "off" => AccessLog::Off,
@@ -115,13 +134,8 @@ impl Config {
                     _ => return Err("off, on (all but probes) or all"),
                 }
             }
-            "log-format" => {
-                self.json_log = match value {
-                    "text" => false,
-                    "json" => true,
-                    _ => return Err("text or json"),
-                }
-            }
+            "log-format" if ["text", "json"].contains(&value) => self.json_log = value == "json",
+            "log-format" => return Err("text or json"),
             "release" if (1..=64).contains(&value.chars().count()) => value.clone_into(&mut self.release),
             "release" => return Err("a label of 1 to 64 characters"),
             _ => return Err("one of the settings in timber --help"),
@@ -135,21 +149,17 @@ impl Config {
 /// # Errors
 /// All mistakes, a line each: its name, its value and the form expected.
 pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Command, Config), Vec<String>> {
-    let mut config = Config::default();
-    let mut command = Command::Serve;
-    let mut mistakes = Vec::new();
+    let (mut config, mut command, mut mistakes) = (Config::default(), Command::Serve, Vec::new());
     let mut take = |config: &mut Config, setting: &str, name: &str, value: &str| {
         if let Err(form) = config.set(setting, value) {
             mistakes.push(format!("{name} {value:?}: expected {form}"));
         }
     };
-
     for (name, value) in variables.iter().filter(|(name, value)| !is_service_link(name, value)) {
         if name == "PORT" {
-            take(&mut config, "port", name, value);
+            take(&mut config, "PORT", name, value);
         } else if let Some(setting) = name.strip_prefix("TIMBER_") {
-            let setting = setting.to_ascii_lowercase().replace('_', "-");
-            take(&mut config, if NAMES.contains(&setting.as_str()) { &setting } else { "" }, name, value);
+            take(&mut config, &setting.to_ascii_lowercase().replace('_', "-"), name, value);
         }
     }
     let mut arguments = arguments.iter();
@@ -165,8 +175,8 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
             ("healthcheck", command @ Command::Serve) => *command = Command::Healthcheck(None),
             (_, Command::Healthcheck(url @ None)) if !name.starts_with('-') => *url = Some(argument.clone()),
             _ => {
-                let setting = if name == "-b" { "bind" } else { name.strip_prefix("--").unwrap_or(name) };
-                let known = name.starts_with('-') && NAMES.contains(&setting);
+                let setting = if name == "-b" { "bind" } else { name.strip_prefix("--").unwrap_or_default() };
+                let known = HELP.contains(&format!(" --{setting} "));
                 let next = || if known { arguments.next().map_or("", String::as_str) } else { "" };
                 take(&mut config, if known { setting } else { "" }, name, value.unwrap_or_else(next));
             }
@@ -210,35 +220,21 @@ fn duration(value: &str) -> Option<Duration> {
     (duration <= Duration::from_hours(24)).then_some(duration)
 }
 
-/// The text of `timber --help`.
-pub fn help() -> String {
-    let Config { platform_port, max_connections, .. } = Config::default();
-    let Config { drain_delay, drain_deadline, idle_timeout, header_timeout, .. } = Config::default();
-    let [delay, deadline, idle, header] =
-        [drain_delay, drain_deadline, idle_timeout, header_timeout].map(|time| time.as_secs());
-    format!(
-        "\
-Usage: timber [OPTIONS]                    serve
-       timber healthcheck [OPTIONS] [URL]  probe a running service: exit 0 when healthy, else 1
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-Options, each with its variable and default; a flag beats its variable. TIME is 5, 5s or 500ms.
-
-  -b, --bind HOST:PORT   TIMBER_BIND             where to listen; without HOST on all interfaces [:{platform_port}]
-                         PORT                    port where --bind names none [{platform_port}]
-  --workers N            TIMBER_WORKERS          threads that serve [the CPUs that it may use]
-  --drain-delay TIME     TIMBER_DRAIN_DELAY      on a stop, serve on for this long, not ready [{delay}s]
-  --drain-deadline TIME  TIMBER_DRAIN_DEADLINE   then cut what is still open after this long [{deadline}s]
-  --idle-timeout TIME    TIMBER_IDLE_TIMEOUT     close a kept connection without a request [{idle}s]
-  --header-timeout TIME  TIMBER_HEADER_TIMEOUT   close a connection whose request head takes longer [{header}s]
-  --max-connections N    TIMBER_MAX_CONNECTIONS  connections open at once; more wait [{max_connections}]
-  --access-log WHICH     TIMBER_ACCESS_LOG       requests to log: off, on (all but probes) or all [on]
-  --no-access-log                                the same as --access-log off
-  --log-format FORMAT    TIMBER_LOG_FORMAT       text or json [text]
-  --release LABEL        TIMBER_RELEASE          release that /version and the page show [dev]
-  -h, --help
-  -V, --version
-
-Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections; 2 bad configuration.
-"
-    )
+    #[test]
+    fn the_help_text_has_the_defaults() {
+        for line in
+            HELP.lines().filter(|line| line.contains('[') && !line.contains("[the ") && line.contains("  --"))
+        {
+            let setting = line.trim_start().split([' ', '=']).next().unwrap().trim_start_matches("--");
+            let default = line.rsplit_once('[').unwrap().1.trim_end_matches(']');
+            let mut config = Config::default();
+            assert_eq!(config.set(setting, default), Ok(()), "{line}");
+            assert_eq!(config, Config::default(), "{line}");
+        }
+        assert!(HELP.contains(&format!("[:{}]", Config::default().port())));
+    }
 }

@@ -1,40 +1,22 @@
 //! One connection: hyper at work on it, its deadlines, and each exchange. The only file that names hyper's
 //! connection types.
 
-use std::{
-    convert::Infallible,
-    future::{Future, poll_fn, ready},
-    io,
-    net::IpAddr,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
-    },
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::{convert::Infallible, future, future::poll_fn, io, net::IpAddr, pin::Pin, pin::pin};
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    HeaderMap, Request, Response,
-    body::{Body, Bytes, Incoming},
-    header::{self, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
-};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::{HeaderMap, Request, Response, StatusCode, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Duration, Instant, Sleep, sleep, timeout};
+use tokio::{net::TcpStream, sync::futures::Notified};
 
-use crate::{api, metrics::Metrics, server::Server};
-
-/// From the end of a request's head until its answer is with the kernel and its body is in. An answer takes
-/// microseconds: what takes long is a client that does not read, or does not send what it has announced.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::server::{Busy, Server};
+use crate::{api, api::Failure, config::Config, metrics::Metrics};
 
 /// Bytes of a request's body that are read and thrown away so that the connection can be kept. No route takes
 /// a body; to close costs less than to read more.
@@ -44,72 +26,121 @@ const MAX_BODY: usize = 64 * 1024;
 /// original took.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Deadlines are checked this often, or four times in the shortest of them: they are late by that much at most.
+/// How often a connection in hyper's hands is looked at: its deadlines are late by that much at most. After as long
+/// without a request it is parked.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What a client may take its time with; the settings of the same names.
-pub struct Timeouts {
-    pub idle: Duration,
-    pub header: Duration,
-}
+/// For a client to read the last answer; what it sends meanwhile is thrown away.
+const LINGER: Duration = Duration::from_secs(2);
 
-/// Serves one connection until it ends, is overdue, or has nothing to do when the server closes.
-pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr) {
+/// Stands for what was no request, so that hyper words the refusal like any other answer.
+const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
+
+/// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
+/// is left of it are the socket and a timer; hyper with its buffers would be 13 kB.
+pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Busy) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
-    let activity = Arc::new(Activity::new(server.app.metrics));
-    let service =
-        service_fn(|request| ready(Ok::<_, Infallible>(exchange(server, &activity, client, request))));
-    let mut http = http1::Builder::new();
-    // hyper's own timer is set anew for each request, which costs a sixth of its instructions; the deadlines
-    // below cover what it covers, and more.
-    http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
-    let io = TokioIo::new(Watched { stream, activity: &activity });
-    let mut connection = pin!(http.serve_connection(io, service));
-
-    let Timeouts { idle, header } = server.timeouts;
-    let tick = TICK.min(idle / 4).min(header / 4);
-    let mut timer = pin!(sleep(tick));
-    let (mut seen, mut since) = (activity.changes(), Instant::now());
-    let mut close = pin!(server.close.notified());
-    poll_fn(|context| {
-        if let Poll::Ready(end) = connection.as_mut().poll(context) {
-            return Poll::Ready(end.err());
+    let mut wait = server.config.header_timeout;
+    while let Some((parked, rest)) = Box::pin(talk(server, stream, client, wait)).await {
+        drop(busy);
+        if timeout(rest, poll_fn(|context| parked.poll_read_ready(context))).await.is_err() {
+            return;
         }
-        // The call wakes this task once; what it says is then read from the flag.
-        _ = close.as_mut().poll(context);
-        let phase = activity.phase();
-        if server.closing.load(Relaxed) && phase == Phase::Waiting {
-            return Poll::Ready(None);
-        }
-        while timer.as_mut().poll(context).is_ready() {
-            let now = Instant::now();
-            if seen != activity.changes() {
-                (seen, since) = (activity.changes(), now);
-            }
-            let limit = match phase {
-                Phase::Waiting if seen > 0 => idle,
-                Phase::Waiting | Phase::Head => header,
-                Phase::Exchange => EXCHANGE_TIMEOUT,
-            };
-            if now - since >= limit {
-                return Poll::Ready(None);
-            }
-            timer.as_mut().reset(now + tick);
-        }
-        Poll::Pending
-    })
-    .await
-    .filter(hyper::Error::is_parse)
-    .inspect(|error| refuse(server, client, error));
+        (stream, wait, busy) = (parked, server.config.idle_timeout, server.busy());
+    }
 }
 
-/// hyper has answered this one by itself, with an empty 400 or 431: it was no request.
-fn refuse(server: &Server, client: IpAddr, error: &hyper::Error) {
-    let status = if error.is_parse_too_large() { 431 } else { 400 };
-    server.app.metrics.count(usize::MAX, status, Duration::ZERO);
-    server.log.info(format_args!("Refused what {} sent with {status}: {error}", client.to_canonical()));
+/// Lets hyper serve the connection until that is over, or nothing has come for a while. Then it returns the socket,
+/// and how much longer that may last. The first request may be `wait` in coming.
+async fn talk(
+    server: &'static Server,
+    mut stream: TcpStream,
+    client: IpAddr,
+    wait: Duration,
+) -> Option<(TcpStream, Duration)> {
+    let Config { idle_timeout, header_timeout, exchange_timeout, .. } = server.config;
+    let activity = Arc::new(Activity::new(server.app.metrics));
+    let tick = (idle_timeout.min(header_timeout).min(exchange_timeout) / 4).min(TICK);
+    let (timer, close) = (pin!(sleep(tick)), pin!(server.close.notified()));
+    let (is_set, is_closing, requests, since) = (false, false, 0, Instant::now());
+    let mut watch =
+        Watch { server, activity: &activity, tick, timer, close, is_set, is_closing, requests, since };
+    let mut http = http1::Builder::new();
+    // hyper's own timer is set anew for each request, which costs a sixth of its instructions.
+    http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
+
+    let (mut unread, mut refusal) = (Bytes::new(), None);
+    loop {
+        let answer = |request| exchange(server, &activity, client, refusal, request);
+        let answer = service_fn(|request| future::ready(Ok::<_, Infallible>(answer(request))));
+        let io = TokioIo::new(Watched { stream, unread, activity: &activity });
+        let mut hyper = http.serve_connection(io, answer);
+        let end = poll_fn(|context| {
+            loop {
+                if let Poll::Ready(end) = hyper.poll_without_shutdown(context) {
+                    return Poll::Ready(Some(end));
+                }
+                match watch.look(context) {
+                    Look::Later => return Poll::Pending,
+                    Look::Overdue => return Poll::Ready(None),
+                    Look::Probe => {}
+                }
+            }
+        });
+        let end = end.await?;
+        let parts = hyper.into_parts();
+        (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
+        let failure = match end {
+            _ if activity.is_quiet.swap(false, Relaxed) => match watch.since.elapsed() {
+                quiet if unread.is_empty() => {
+                    let wait = if watch.requests > 0 { idle_timeout } else { wait };
+                    return (!watch.is_closing).then(|| (stream, wait.saturating_sub(quiet)));
+                }
+                quiet if quiet < header_timeout => continue,
+                _ => Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long"),
+            },
+            Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => explain(&error, &unread),
+            _ => break,
+        };
+        server.log.info(format_args!("Refused {}: {}: {}", client.to_canonical(), failure.0, failure.1));
+        (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
+    }
+    if activity.is_last.load(Relaxed) {
+        linger(stream).await;
+    }
+    None
+}
+
+/// Why hyper took this for no request.
+fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
+    if error.is_parse_too_large() && !unread.contains(&b'\n') {
+        Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
+    } else if error.is_parse_too_large() {
+        let reason = "The head takes more than 16 KiB or 100 fields";
+        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+    } else if error.to_string().contains("HTTP version") {
+        Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.1 and HTTP/1.0")
+    } else {
+        Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
+    }
+}
+
+/// Lets the client read the answer before the connection is closed: the reset that the kernel sends for what it
+/// then has not read can overtake it (RFC 9112 section 9.6).
+async fn linger(mut stream: TcpStream) {
+    let mut waste = [0; 4096];
+    let rest = async {
+        _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
+        let mut read = |context: &mut Context| {
+            let mut buffer = ReadBuf::new(&mut waste);
+            let read = ready!(Pin::new(&mut stream).poll_read(context, &mut buffer));
+            Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
+        };
+        while poll_fn(&mut read).await {}
+    };
+    _ = timeout(LINGER, rest).await;
 }
 
 /// Answers one request, counts it and logs it.
@@ -117,21 +148,28 @@ fn exchange(
     server: &'static Server,
     activity: &Arc<Activity>,
     client: IpAddr,
+    refusal: Option<Failure>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let started = std::time::Instant::now();
-    activity.change(|| activity.unanswered.store(true, Relaxed));
+    activity.begin();
     let (head, body) = request.into_parts();
-    let (route, mut response) = api::answer(server.app, &head, client);
-
-    let close = !body.is_end_stream() && !discard(activity, &head.headers, body);
-    if close || server.app.draining.load(Relaxed) {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let (route, mut response) = match refusal {
+        Some(failure) => (usize::MAX, failure.into()),
+        None => api::answer(server.app, &head, client),
+    };
+    let keeps = body.is_end_stream() || discard(activity, &head.headers, body);
+    if !keeps || refusal.is_some() {
+        activity.is_last.store(true, Relaxed);
     }
-    let metrics = server.app.metrics;
-    metrics.count(route, response.status().as_u16(), started.elapsed());
-    let is_probe = api::ROUTES.get(route).is_some_and(|route| route.is_probe);
-    server.log.access(client, &head, &response, is_probe);
+    if !keeps || server.app.draining.load(Relaxed) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    server.app.metrics.count(route, response.status().as_u16(), started.elapsed());
+    if refusal.is_none() {
+        let is_probe = api::ROUTES.get(route).is_some_and(|route| route.is_probe);
+        server.log.access(client, &head, &response, is_probe);
+    }
     response.map(Full::new)
 }
 
@@ -139,106 +177,131 @@ fn exchange(
 /// the client the answer. False if the connection cannot be kept: the body is too long, may be, or was offered
 /// and is declined (RFC 9110 section 10.1.1: a final answer instead of 100 Continue).
 fn discard(activity: &Arc<Activity>, headers: &HeaderMap, body: Incoming) -> bool {
-    if headers.contains_key(header::EXPECT) {
+    if headers.contains_key(EXPECT) {
         return false;
     }
     let keeps = body.size_hint().upper().is_some_and(|length| length <= MAX_BODY as u64);
     let activity = Arc::clone(activity);
-    activity.change(|| activity.bodies.fetch_add(1, Relaxed));
+    activity.bodies.fetch_add(1, Relaxed);
     tokio::spawn(async move {
         let mut body = Limited::new(body, MAX_BODY);
-        let read = async { while let Some(Ok(_)) = body.frame().await {} };
-        _ = timeout(EXCHANGE_TIMEOUT, read).await;
-        activity.change(|| {
-            activity.bodies.fetch_sub(1, Relaxed);
-            activity.tail.store(HEAD_END, Relaxed);
-        });
+        while let Some(Ok(_)) = body.frame().await {}
+        activity.bodies.fetch_sub(1, Relaxed);
     });
     keeps
 }
 
-/// What a connection is waiting for.
-#[derive(Clone, Copy, PartialEq)]
-enum Phase {
-    /// The first byte of a request.
-    Waiting,
-    /// The rest of its head.
-    Head,
-    /// Its body, or the client's reading of the answer.
-    Exchange,
-}
-
-const HEAD_END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
-
-/// Like hyper, takes a bare line feed for the end of a line.
-fn is_head_end(tail: u32) -> bool {
-    matches!(tail.to_be_bytes(), [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'])
-}
-
-/// What passes through a connection's socket and service, and what that makes it wait for. One thread writes;
-/// these are atomic because a task has to be `Send`.
+/// What passes through a connection's socket and service. One thread uses it; these are atomic because a task has
+/// to be `Send`.
 struct Activity {
-    /// A request has come whose answer is not yet with the kernel.
-    unanswered: AtomicBool,
+    metrics: &'static Metrics,
+    /// Requests so far.
+    requests: AtomicU32,
+    /// Requests whose answers are not yet with the kernel.
+    unanswered: AtomicU32,
     /// Bodies that are being read.
     bodies: AtomicU32,
-    /// The last bytes read: unless they end a head, the rest of one is to come. (What hyper has left over
-    /// of them it does not tell.)
-    tail: AtomicU32,
-    /// How often the phase has changed.
-    changes: AtomicU32,
-    metrics: &'static Metrics,
+    /// The socket is to end where there is nothing to read, and has done so.
+    is_probed: AtomicBool,
+    is_quiet: AtomicBool,
+    /// This request is the last, and the client may still send.
+    is_last: AtomicBool,
 }
 
 impl Activity {
     fn new(metrics: &'static Metrics) -> Self {
-        Activity {
-            unanswered: AtomicBool::new(false),
-            bodies: AtomicU32::new(0),
-            tail: AtomicU32::new(HEAD_END),
-            changes: AtomicU32::new(0),
-            metrics,
-        }
+        let [requests, unanswered, bodies] = Default::default();
+        let [is_probed, is_quiet, is_last] = Default::default();
+        Activity { metrics, requests, unanswered, bodies, is_probed, is_quiet, is_last }
     }
 
-    fn phase(&self) -> Phase {
-        if self.unanswered.load(Relaxed) || self.bodies.load(Relaxed) > 0 {
-            Phase::Exchange
-        } else if is_head_end(self.tail.load(Relaxed)) {
-            Phase::Waiting
-        } else {
-            Phase::Head
-        }
+    fn begin(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.unanswered.fetch_add(1, Relaxed);
+        self.metrics.in_flight.fetch_add(1, Relaxed);
     }
 
-    fn changes(&self) -> u32 {
-        self.changes.load(Relaxed)
+    fn end(&self) {
+        let answered = self.unanswered.swap(0, Relaxed);
+        self.metrics.in_flight.fetch_sub(answered.into(), Relaxed);
     }
 
-    fn change<T>(&self, change: impl FnOnce() -> T) {
-        let before = self.phase();
-        change();
-        match (before, self.phase()) {
-            (before, after) if before == after => return,
-            (_, Phase::Exchange) => _ = self.metrics.in_flight.fetch_add(1, Relaxed),
-            (Phase::Exchange, _) => _ = self.metrics.in_flight.fetch_sub(1, Relaxed),
-            _ => {}
-        }
-        self.changes.store(self.changes().saturating_add(1), Relaxed);
+    fn is_answering(&self) -> bool {
+        self.unanswered.load(Relaxed) > 0 || self.bodies.load(Relaxed) > 0
     }
 }
 
 impl Drop for Activity {
     fn drop(&mut self) {
-        if self.phase() == Phase::Exchange {
-            self.metrics.in_flight.fetch_sub(1, Relaxed);
+        self.end();
+    }
+}
+
+/// The deadlines of a connection in hyper's hands.
+///
+/// What has come only hyper knows: half a request may be in its buffer. So after a quiet tick the socket, where
+/// there is nothing to read, pretends to have ended. hyper then gives it back with what it could not use.
+struct Watch<'a> {
+    server: &'static Server,
+    activity: &'a Activity,
+    tick: Duration,
+    timer: Pin<&'a mut Sleep>,
+    close: Pin<&'a mut Notified<'static>>,
+    is_set: bool,
+    /// The server's closing has been seen.
+    is_closing: bool,
+    /// How many there were at the last look, and since when.
+    requests: u32,
+    since: Instant,
+}
+
+enum Look {
+    Later,
+    /// Poll hyper again: its socket may seem to have ended.
+    Probe,
+    /// The answer or a body has taken too long.
+    Overdue,
+}
+
+impl Watch<'_> {
+    /// To be called whenever hyper has nothing left to do.
+    fn look(&mut self, context: &mut Context) -> Look {
+        self.activity.is_probed.store(false, Relaxed);
+        let is_due = self.timer.is_elapsed();
+        let is_told = self.server.closing.load(Relaxed) && !self.is_closing;
+        if self.is_set && !is_due && !is_told {
+            return Look::Later;
         }
+        // Polled once, they wake the task. To poll them at every request would take 480 instructions.
+        if is_due {
+            self.timer.as_mut().reset(Instant::now() + self.tick);
+        }
+        _ = self.timer.as_mut().poll(context);
+        _ = self.close.as_mut().poll(context);
+        (self.is_set, self.is_closing) = (true, self.is_closing || is_told);
+
+        let requests = self.activity.requests.load(Relaxed);
+        let is_active = requests != self.requests;
+        if is_active {
+            (self.requests, self.since) = (requests, Instant::now());
+        }
+        if self.activity.is_answering() {
+            let is_overdue = self.since.elapsed() >= self.server.config.exchange_timeout;
+            return if is_overdue { Look::Overdue } else { Look::Later };
+        }
+        if is_told || is_due && !is_active {
+            self.activity.is_probed.store(true, Relaxed);
+            return Look::Probe;
+        }
+        Look::Later
     }
 }
 
 /// A socket that tells what passes through it.
 struct Watched<'a> {
     stream: TcpStream,
+    /// What an earlier hyper had read and not used.
+    unread: Bytes,
     activity: &'a Activity,
 }
 
@@ -248,39 +311,31 @@ impl AsyncRead for Watched<'_> {
         context: &mut Context,
         buffer: &mut ReadBuf,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let read = &buffer.filled()[before..];
-        if !read.is_empty() {
-            let tail = &self.activity.tail;
-            let last = read.iter().skip(read.len().saturating_sub(4));
-            let shifted = last.fold(tail.load(Relaxed), |tail, byte| tail << 8 | u32::from(*byte));
-            self.activity.change(|| tail.store(shifted, Relaxed));
+        if !self.unread.is_empty() {
+            let length = self.unread.len().min(buffer.remaining());
+            buffer.put_slice(&self.unread.split_to(length));
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending() && self.activity.is_probed.swap(false, Relaxed) {
+            self.activity.is_quiet.store(true, Relaxed);
+            return Poll::Ready(Ok(()));
+        }
+        read
     }
 }
 
 impl AsyncWrite for Watched<'_> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.activity.unanswered.load(Relaxed) == 0 {
+            return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context,
-        parts: &[io::IoSlice],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.activity.change(|| self.activity.unanswered.store(false, Relaxed));
+        self.activity.end();
         Poll::Ready(Ok(()))
     }
 

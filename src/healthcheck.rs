@@ -1,11 +1,9 @@
 //! `timber healthcheck`: the probe that a scratch image cannot get from curl. One connection, one request, no
 //! runtime.
 
-use std::{
-    io::{self, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use crate::{config::Config, server::address};
 
@@ -80,14 +78,11 @@ fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result
     let mut stream = TcpStream::connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
     let Target { path, host, .. } = target;
-    stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: timber-healthcheck\r\nConnection: close\r\n\r\n")
-            .as_bytes(),
-    )?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
 
     // `HTTP/1.1 200` is all that is read of the answer.
-    let mut answer = Vec::new();
-    let mut part = [0; 12];
+    let (mut answer, mut part) = (Vec::new(), [0; 12]);
     while answer.len() < 12 {
         stream.set_read_timeout(Some(left()?))?;
         match stream.read(&mut part) {
@@ -97,8 +92,7 @@ fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result
             Err(error) => return Err(error),
         }
     }
-    str::from_utf8(&answer)
-        .ok()
-        .and_then(|text| text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
+    let status =
+        str::from_utf8(&answer).ok().and_then(|text| text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
+    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
 }

@@ -3,11 +3,8 @@
 //! All of it is read from files, below a root that tests replace. Whatever is not there (no `/proc`, another
 //! cgroup layout) is none, never an error: the service runs without it.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    thread,
-};
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, thread};
 
 /// Facts for the start-up lines; none where the system does not tell.
 #[derive(Debug, PartialEq)]
@@ -48,6 +45,19 @@ impl Facts {
     pub fn workers(&self) -> usize {
         let cpus = thread::available_parallelism().map_or(1, Into::into);
         self.processes.map_or(cpus, |limit| cpus.min((limit / 4).max(1)))
+    }
+
+    /// Connections for which there are file descriptors, beside those for streams, listener and signals, and for
+    /// epoll and its wake-up in each worker; none where no limit is seen.
+    ///
+    /// # Errors
+    /// When there are none left, in one line.
+    pub fn connections(&self, workers: usize) -> Result<Option<usize>, String> {
+        let Some(files) = self.open_files else { return Ok(None) };
+        let own = 16 + 4 * workers;
+        let error =
+            || format!("cannot start: it may open {files} files (ulimit -n), and needs more than {own}");
+        files.checked_sub(own).filter(|left| *left > 0).map(Some).ok_or_else(error)
     }
 }
 

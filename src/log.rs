@@ -3,21 +3,14 @@
 //! A reader that has gone away or stopped reading must not stop or slow the service. So lines go into a bounded
 //! buffer that a thread of its own writes out; what does not fit, or cannot be written, is counted and dropped.
 
-use std::{
-    fmt::{self, Write as _},
-    io::{self, Write},
-    net::IpAddr,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
-    thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fmt, fmt::Write as _, io, io::Write, net::IpAddr, process, thread};
 
 use hyper::{Method, Response, body::Bytes, http::request::Parts};
 
-use crate::{
-    config::{AccessLog, Config},
-    metrics::Metrics,
-};
+use crate::config::{AccessLog, Config};
+use crate::metrics::Metrics;
 
 /// Bytes that wait to be written at most: some 700 requests, which a reader that keeps up takes at one go.
 const BUFFER: usize = 64 * 1024;
@@ -56,15 +49,11 @@ impl Log {
     }
 
     fn event(&self, level: &str, message: fmt::Arguments) {
-        let (pid, message) = (std::process::id(), message.to_string());
-        self.events.line(|line, now| {
-            let (date, time) = (&now.date, &now.time);
+        let (pid, message) = (process::id(), message.to_string());
+        self.events.line(|line, Utc { date, time, .. }| {
             _ = if self.json {
-                let message = quote(&message);
-                write!(
-                    line,
-                    r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"message":{message}}}"#
-                )
+                write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"#)
+                    .and_then(|()| write!(line, r#""message":{}}}"#, quote(&message)))
             } else {
                 let message = message.replace(char::is_control, " ");
                 write!(line, "[{date} {time} +0000] [{pid}] [{level}] {message}")
@@ -74,25 +63,20 @@ impl Log {
 
     /// Writes the line of one request, unless it is one that is left out.
     pub fn access(&self, client: IpAddr, head: &Parts, response: &Response<Bytes>, is_probe: bool) {
-        let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else {
-            return;
-        };
+        let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else { return };
         // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
         let client = client.to_canonical();
         let (method, target, version) = (&head.method, head.uri.to_string(), head.version);
         let status = response.status().as_u16();
         let bytes = if method == Method::HEAD { 0 } else { response.body().len() };
-        stream.line(|line, now| {
+        stream.line(|line, Utc { date, common_date, time, .. }| {
             if self.json {
-                let (date, time, method) = (&now.date, &now.time, quote(method.as_str()));
-                let target = quote(&target);
+                let (method, target) = (quote(method.as_str()), quote(&target));
                 _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-                _ = write!(
-                    line,
-                    r#""target":{target},"version":"{version:?}","status":{status},"bytes":{bytes}}}"#
-                );
+                _ = write!(line, r#""target":{target},"version":"{version:?}","status":{status},"#);
+                _ = write!(line, r#""bytes":{bytes}}}"#);
             } else {
-                _ = write!(line, "{client} - - [{} {}] \"{method} ", now.common_date, now.time);
+                _ = write!(line, "{client} - - [{common_date} {time}] \"{method} ");
                 escape(line, &target);
                 _ = write!(line, " {version:?}\" {status} {bytes}");
             }
@@ -134,10 +118,8 @@ impl Stream {
         let shared = Arc::clone(&stream);
         let writer = thread::Builder::new().name(name.to_owned()).spawn(move || shared.write_out());
         if let Err(error) = writer {
-            _ = writeln!(
-                io::stderr(),
-                "timber: cannot start a thread for the {name}, so there is none: {error}"
-            );
+            let mut stderr = io::stderr();
+            _ = writeln!(stderr, "timber: cannot start a thread for the {name}, so there is none: {error}");
             stream.lock().has_writer = false;
         }
         stream

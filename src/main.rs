@@ -9,29 +9,16 @@ mod log;
 mod metrics;
 mod server;
 
-use std::{
-    env,
-    ffi::OsString,
-    future::poll_fn,
-    io::{self, Write},
-    mem, panic,
-    path::Path,
-    process::{self, ExitCode},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::process::{self, ExitCode};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use std::{env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{
-    api::App,
-    config::{Command, Config},
-    host::Facts,
-    log::Log,
-    metrics::Metrics,
-    server::{Server, is_first},
-};
+use crate::config::{Command, Config};
+use crate::server::{Server, is_first};
+use crate::{api::App, host::Facts, log::Log, metrics::Metrics};
 
 /// Could not start, or a stop cut requests short.
 const FAILURE: u8 = 1;
@@ -48,19 +35,17 @@ const FLUSH: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     let text = |os: OsString| os.to_string_lossy().into_owned();
     let arguments: Vec<_> = env::args_os().skip(1).map(text).collect();
-    let variables: Vec<_> = env::vars_os()
-        .map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))
-        .collect();
+    let variables: Vec<_> = env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
     let (command, config) = match config::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
-        // Docker reserves 2 as the answer of a probe.
-        Err(mistakes) if arguments.iter().any(|argument| argument == "healthcheck") => {
-            return complain(&mistakes, FAILURE);
+        Err(mistakes) => {
+            // Docker reserves 2 as the answer of a probe.
+            let is_probe = arguments.iter().any(|argument| argument == "healthcheck");
+            return complain(&mistakes, if is_probe { FAILURE } else { USAGE });
         }
-        Err(mistakes) => return complain(&mistakes, USAGE),
     };
     match command {
-        Command::Help => print(&config::help()),
+        Command::Help => print(config::HELP),
         Command::Version => print(&format!("timber {}\n", api::VERSION)),
         Command::Healthcheck(url) => match healthcheck::probe(&config, url.as_deref()) {
             Ok(line) => print(&format!("healthy: {line}\n")),
@@ -78,10 +63,8 @@ fn main() -> ExitCode {
 
 /// Not `println!`, which panics when the reader has gone.
 fn print(text: &str) -> ExitCode {
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(FAILURE),
-    }
+    let written = io::stdout().write_all(text.as_bytes());
+    if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
 }
 
 fn complain(mistakes: &[String], code: u8) -> ExitCode {
@@ -96,17 +79,9 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
 /// # Errors
 /// Why it cannot start, in one line.
 async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
-    let started = Instant::now();
-    let pid = process::id();
+    let (started, pid) = (Instant::now(), process::id());
     let workers = config.workers.unwrap_or_else(|| facts.workers());
-    let room = facts.open_files.map(|files| files.saturating_sub(reserved_files(workers)));
-    if room == Some(0) {
-        return Err(format!(
-            "cannot start: it may open {} files (ulimit -n), and needs more than {}",
-            facts.open_files.unwrap_or(0),
-            reserved_files(workers)
-        ));
-    }
+    let room = facts.connections(workers)?.unwrap_or(usize::MAX);
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = Signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
@@ -117,12 +92,13 @@ async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
     let panics = log.clone();
     panic::set_hook(Box::new(move |panic| panics.error(format_args!("{panic}"))));
     log.info(format_args!("Starting timber {}", api::VERSION));
-    // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-    if let Some(room) = room.filter(|room| *room < config.max_connections) {
-        let wanted = mem::replace(&mut config.max_connections, room);
+    if room < config.max_connections {
+        // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
+        let most = config.max_connections;
         log.warning(format_args!(
-            "Serving {room} connections at once, not {wanted}: it may open no more files"
+            "Serving {room} connections at once, not {most}: it may open no more files"
         ));
+        config.max_connections = room;
     }
     let app = Box::leak(Box::new(App {
         release: config.release.clone(),
@@ -134,7 +110,7 @@ async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
         draining: AtomicBool::new(false),
         metrics,
     }));
-    let server = Box::leak(Box::new(Server::new(&config, app, log.clone())));
+    let server = Box::leak(Box::new(Server::new(config, app, log.clone())));
     let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
@@ -146,22 +122,15 @@ async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
 
     let signal = signals.next().await;
     log.info(format_args!("Handling signal: {signal}"));
-    let (stop, answered) = (Instant::now(), metrics.answered());
-    let drain = server.drain(listener, accepting, config.drain_delay, config.drain_deadline);
-    let is_drained = is_first(drain, signals.next()).await;
-    let (answered, cut) = (metrics.answered() - answered, metrics.connections.load(Relaxed));
+    let (stop, before) = (Instant::now(), metrics.answered());
+    let is_drained = is_first(server.drain(listener, accepting), signals.next()).await;
+    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.unfinished());
     let how = if is_drained { "" } else { ", at a second signal" };
-    let took = stop.elapsed();
     log.info(format_args!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
     ));
     log.flush(FLUSH);
     Ok(ExitCode::from(if is_drained && cut == 0 { 0 } else { FAILURE }))
-}
-
-/// File descriptors that are no connections: streams, listener, signals; epoll and its wake-up for each worker.
-fn reserved_files(workers: usize) -> usize {
-    16 + 4 * workers
 }
 
 /// The signals that matter, caught from the moment of [`Signals::register`].

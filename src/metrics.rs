@@ -1,10 +1,8 @@
 //! Counters, and their text in the Prometheus exposition format 0.0.4.
 
-use std::{
-    fmt::{Display, Write},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::fmt::{Display, Write};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Upper bounds of the duration histogram, in nanoseconds with the label that Prometheus is shown in seconds.
 /// An answer takes microseconds; the upper half is there to show when one does not.
@@ -71,39 +69,29 @@ impl Metrics {
             }
         }
         let name = "http_request_duration_seconds";
-        page.family(
-            name,
-            "histogram",
-            "From the end of a request's head until its answer is ready to be written.",
-        );
+        page.family(name, "histogram", "From the end of a request's head until its answer is ready.");
         let mut total = 0;
         for ((_, bound), count) in BUCKETS.iter().chain([&(0, "+Inf")]).zip(&self.durations) {
             total += count.load(Relaxed);
             page.sample(&format!("{name}_bucket"), &[("le", bound)], total);
         }
-        let sum = self.duration_sum.load(Relaxed);
-        let (seconds, nanoseconds) = (sum / 1_000_000_000, sum % 1_000_000_000);
-        page.sample(&format!("{name}_sum"), &[], format_args!("{seconds}.{nanoseconds:09}"));
+        let sum = Duration::from_nanos(self.duration_sum.load(Relaxed));
+        let sum = format_args!("{}.{:09}", sum.as_secs(), sum.subsec_nanos());
+        page.sample(&format!("{name}_sum"), &[], sum);
         page.sample(&format!("{name}_count"), &[], total);
 
-        let (in_flight, open) = (self.in_flight.load(Relaxed), self.connections.load(Relaxed));
-        let dropped = self.dropped_lines.load(Relaxed);
-        page.single("http_requests_in_flight", "gauge", "Requests that are not wholly answered.", in_flight);
-        page.single("http_connections_open", "gauge", "Client connections.", open);
-        page.single(
-            "timber_log_lines_dropped_total",
-            "counter",
-            "Log lines that could not be written.",
-            dropped,
-        );
-        page.single(
-            "process_start_time_seconds",
-            "gauge",
-            "Start of the process since the Unix epoch.",
-            start,
-        );
-        if let Some(bytes) = resident {
-            page.single("process_resident_memory_bytes", "gauge", "Resident memory size.", bytes);
+        let now = |gauge: &AtomicU64| Some(gauge.load(Relaxed));
+        let dropped = now(&self.dropped_lines);
+        for (name, kind, help, value) in [
+            ("http_requests_in_flight", "gauge", "Requests not wholly answered.", now(&self.in_flight)),
+            ("http_connections_open", "gauge", "Client connections.", now(&self.connections)),
+            ("timber_log_lines_dropped_total", "counter", "Log lines that could not be written.", dropped),
+            ("process_start_time_seconds", "gauge", "Start since the Unix epoch in seconds.", Some(start)),
+            ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
+        ] {
+            let Some(value) = value else { continue };
+            page.family(name, kind, help);
+            page.sample(name, &[], value);
         }
         page.0
     }
@@ -117,16 +105,10 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0 += name;
-        for (i, (label, value)) in labels.iter().enumerate() {
-            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            _ = write!(self.0, "{}{label}=\"{value}\"", if i == 0 { '{' } else { ',' });
-        }
-        _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
-    }
-
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.family(name, kind, help);
-        self.sample(name, &[], value);
+        let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<_> =
+            labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        _ = writeln!(self.0, "{name}{labels} {value}");
     }
 }

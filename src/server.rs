@@ -1,37 +1,16 @@
 //! Listener, workers, the connection limit, and the drain.
 
-use std::{
-    future::{pending, poll_fn},
-    io::{
-        self,
-        ErrorKind::{
-            AddrInUse, AddrNotAvailable, ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied,
-            WouldBlock,
-        },
-    },
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
-    pin::pin,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    task::Poll,
-    thread,
-    time::Duration,
-};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::{future::pending, future::poll_fn, pin::pin, task::Poll, thread};
 
-#[cfg(target_os = "linux")]
-use socket2::SockFilter;
-use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
-    runtime::{Builder, Runtime},
-    sync::{Notify, Semaphore, mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
-};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout_at};
 
-use crate::{
-    api::App,
-    config::Config,
-    connection::{self, Timeouts},
-    log::Log,
-};
+use crate::{api::App, config::Config, connection, log::Log};
 
 /// Handshakes that may wait to be accepted; the kernel caps it at `net.core.somaxconn`, 4096 by default.
 const BACKLOG: u32 = 4096;
@@ -51,9 +30,9 @@ const EAFNOSUPPORT: i32 = 97;
 
 /// The service at work. There is one, and it lives as long as the process.
 pub struct Server {
+    pub config: Config,
     pub app: &'static App,
     pub log: Log,
-    pub timeouts: Timeouts,
     /// Connections that may still be opened.
     permits: Semaphore,
     /// True from the moment when the workers accept no more.
@@ -61,8 +40,9 @@ pub struct Server {
     /// True from the moment when connections close as soon as they have nothing to do, and the call to do so.
     pub closing: AtomicBool,
     pub close: Notify,
-    /// The last connection has gone.
-    empty: Notify,
+    /// Connections that may have something to do, and the call when there are none.
+    busy: AtomicUsize,
+    idle: Notify,
 }
 
 /// Binds the address of `config`. Without a host that is all interfaces: IPv6 and IPv4 (unless the kernel is told
@@ -71,20 +51,33 @@ pub struct Server {
 /// # Errors
 /// Why it cannot be had, in one line.
 pub fn listen(config: &Config) -> Result<StdListener, String> {
-    let port = config.port();
-    let Some(host) = &config.host else {
-        let (v6, v4) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into());
-        return match bind(v6) {
-            Err(error) if error.kind() == AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT) => {
-                bind(v4).map_err(|error| explain(v4, &error))
-            }
-            bound => bound.map_err(|error| explain(v6, &error)),
-        };
-    };
-    let address = address(host).map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| {
+    let host = config.host.as_deref();
+    let ip = address(host.unwrap_or("::")).ok_or_else(|| {
+        let host = host.unwrap_or_default();
         format!("cannot listen at {host:?}: expected an IPv4 or IPv6 address, or localhost")
     })?;
-    bind(address).map_err(|error| explain(address, &error))
+    let mut at = SocketAddr::new(ip, config.port());
+    let mut bound = bind(at);
+    let is_off = |error: &io::Error| {
+        error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
+    };
+    if host.is_none() && bound.as_ref().is_err_and(is_off) {
+        at.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        bound = bind(at);
+    }
+    bound.map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => {
+                "; another process listens there, choose another port with --bind or PORT"
+            }
+            ErrorKind::PermissionDenied => {
+                "; ports below 1024 take a privilege, choose a higher one with --bind or PORT"
+            }
+            ErrorKind::AddrNotAvailable => "; no interface of this host has that address",
+            _ => "",
+        };
+        format!("cannot listen at {at}: {error}{hint}")
+    })
 }
 
 /// The one name that is known is localhost. To resolve others would take 30 kB of musl's resolver.
@@ -100,18 +93,9 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-fn explain(address: SocketAddr, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        AddrInUse => "; another process listens there, choose another port with --bind or PORT",
-        PermissionDenied => "; ports below 1024 take a privilege, choose a higher one with --bind or PORT",
-        AddrNotAvailable => "; no interface of this host has that address",
-        _ => "",
-    };
-    format!("cannot listen at {address}: {error}{hint}")
-}
-
 /// It has gone again before it was accepted; the next one is fine.
 fn is_about_one_client(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
@@ -120,17 +104,17 @@ fn is_about_one_client(error: &io::Error) -> bool {
 #[cfg(target_os = "linux")]
 fn decline_handshakes(listener: &StdListener) -> io::Result<()> {
     socket2::SockRef::from(listener).attach_filter(&[
-        SockFilter::new(0x30, 0, 0, 13), // load the byte of the TCP header that has the flags
-        SockFilter::new(0x54, 0, 0, 0x12), // keep SYN and ACK
-        SockFilter::new(0x15, 0, 1, 0x02), // SYN alone?
-        SockFilter::new(0x06, 0, 0, 0),  // drop
-        SockFilter::new(0x06, 0, 0, u32::MAX),
+        socket2::SockFilter::new(0x30, 0, 0, 13), // load the byte of the TCP header that has the flags
+        socket2::SockFilter::new(0x54, 0, 0, 0x12), // keep SYN and ACK
+        socket2::SockFilter::new(0x15, 0, 1, 0x02), // SYN alone?
+        socket2::SockFilter::new(0x06, 0, 0, 0),  // drop
+        socket2::SockFilter::new(0x06, 0, 0, u32::MAX),
     ])
 }
 
 #[cfg(not(target_os = "linux"))]
 fn decline_handshakes(_: &StdListener) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
+    Err(ErrorKind::Unsupported.into())
 }
 
 /// A runtime for the thread that it is made on: connections never move between workers.
@@ -142,16 +126,19 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 impl Server {
-    pub fn new(config: &Config, app: &'static App, log: Log) -> Self {
+    pub fn new(config: Config, app: &'static App, log: Log) -> Self {
+        let permits = Semaphore::new(config.max_connections);
+        let (stopped, closing, busy) = Default::default();
         Server {
+            config,
             app,
             log,
-            timeouts: Timeouts { idle: config.idle_timeout, header: config.header_timeout },
-            permits: Semaphore::new(config.max_connections),
-            stopped: watch::Sender::new(false),
-            closing: AtomicBool::new(false),
+            permits,
+            stopped,
+            closing,
             close: Notify::new(),
-            empty: Notify::new(),
+            busy,
+            idle: Notify::new(),
         }
     }
 
@@ -170,18 +157,17 @@ impl Server {
         let mut started = 1;
         while started < workers {
             let (listener, alive) = (listener.try_clone()?, alive.clone());
-            let number = started + 1;
+            let name = format!("worker-{}", started + 1);
             // The runtime is made where it runs: one that is left over must not be dropped by async code.
             let worker = move || match runtime() {
                 Ok(runtime) => runtime.block_on(async {
                     self.accept(listener, alive).await;
                     pending::<()>().await; // connections still run here; the thread ends with the process
                 }),
-                Err(error) => self.log.error(format_args!("Worker {number} cannot run: {error}")),
+                Err(error) => self.log.error(format_args!("A worker cannot run: {error}")),
             };
-            let spawned = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
-            if let Err(error) = spawned {
-                self.log.warning(format_args!("Worker {number} cannot start: {error}"));
+            if let Err(error) = thread::Builder::new().name(name).spawn(worker) {
+                self.log.warning(format_args!("Worker {} cannot start: {error}", started + 1));
                 break;
             }
             started += 1;
@@ -193,11 +179,8 @@ impl Server {
     async fn accept(&'static self, listener: StdListener, _alive: mpsc::Sender<()>) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
-            Err(error) => {
-                return self.log.error(format_args!("Cannot accept connections: {error}"));
-            }
+            Err(error) => return self.log.error(format_args!("Cannot accept connections: {error}")),
         };
-        let mut stopped = self.stopped.subscribe();
         let accept = async {
             while let Ok(permit) = self.permits.acquire().await {
                 match listener.accept().await {
@@ -207,39 +190,39 @@ impl Server {
                     }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
-                        self.log
-                            .error(format_args!("Cannot accept: {error}; trying again in {ACCEPT_PAUSE:?}"));
+                        self.log.error(format_args!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
                         sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
         };
+        let mut stopped = self.stopped.subscribe();
         is_first(stopped.wait_for(|stopped| *stopped), accept).await;
     }
 
     fn open(&'static self, stream: TcpStream, peer: SocketAddr) {
         // Counted here and not in the task: a drain must not miss one that has yet to run.
         self.app.metrics.connections.fetch_add(1, Relaxed);
-        let open = Open(self);
+        let (open, busy) = (Open(self), self.busy());
         tokio::spawn(async move {
-            connection::serve(self, stream, peer.ip()).await;
+            connection::serve(self, stream, peer.ip(), busy).await;
             drop(open);
         });
     }
 
-    /// Stops within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once
-    /// the workers have let go of the listener, all that waits in its queue is taken in one go, with nothing
-    /// served in between (a queue that is served while it is emptied never empties).
-    pub async fn drain(
-        &'static self,
-        listener: StdListener,
-        mut accepting: mpsc::Receiver<()>,
-        delay: Duration,
-        deadline: Duration,
-    ) {
+    /// Counts a connection among those that a drain waits for, until what this returns is dropped.
+    pub fn busy(&'static self) -> Busy {
+        self.busy.fetch_add(1, Relaxed);
+        Busy(self)
+    }
+
+    /// Stops within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once the workers have let go of the listener, all that
+    /// waits in its queue is taken in one go, with nothing served in between (a queue that is served while it is
+    /// emptied never empties).
+    pub async fn drain(&'static self, listener: StdListener, mut accepting: mpsc::Receiver<()>) {
         self.app.draining.store(true, Relaxed);
-        sleep(delay).await;
-        let end = Instant::now() + deadline;
+        sleep(self.config.drain_delay).await;
+        let end = Instant::now() + self.config.drain_deadline;
 
         // A handshake that ends between the last accept and the close would be reset. So none may begin any more,
         // and those under way get the time to end. Without this, 20 stops under 200 clients lost up to 15
@@ -253,11 +236,8 @@ impl Server {
             match listener.accept() {
                 Ok(connection) => queue.push(connection),
                 Err(error) if is_about_one_client(&error) => {}
-                Err(error) if error.kind() == WouldBlock => break,
-                Err(error) => {
-                    self.log.error(format_args!("Cannot accept what is waiting: {error}"));
-                    break;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => break self.log.error(format_args!("Cannot accept what is waiting: {error}")),
             }
         }
         drop(listener);
@@ -267,17 +247,23 @@ impl Server {
             }
         }
 
-        let empty = async {
-            while self.app.metrics.connections.load(Relaxed) > 0 {
-                self.empty.notified().await;
+        if self.app.metrics.connections.load(Relaxed) > 0 {
+            sleep_until(end.min(Instant::now() + LINGER)).await;
+        }
+        self.closing.store(true, Relaxed);
+        self.close.notify_waiters();
+        // What is parked needs no closing: it ends with the process, and is served until then.
+        let idle = async {
+            while self.unfinished() > 0 {
+                self.idle.notified().await;
             }
         };
-        let mut empty = pin!(empty);
-        if timeout_at(end.min(Instant::now() + LINGER), empty.as_mut()).await.is_err() {
-            self.closing.store(true, Relaxed);
-            self.close.notify_waiters();
-            _ = timeout_at(end, empty).await;
-        }
+        _ = timeout_at(end, idle).await;
+    }
+
+    /// Connections that may have something to do.
+    pub fn unfinished(&self) -> usize {
+        self.busy.load(Relaxed)
     }
 }
 
@@ -297,8 +283,17 @@ struct Open(&'static Server);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.permits.add_permits(1);
-        if self.0.app.metrics.connections.fetch_sub(1, Relaxed) == 1 {
-            self.0.empty.notify_one();
+        self.0.app.metrics.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection's place among those that may have something to do.
+pub struct Busy(&'static Server);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.busy.fetch_sub(1, Relaxed) == 1 {
+            self.0.idle.notify_one();
         }
     }
 }

@@ -149,14 +149,14 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
     let service = Timber::start(&[]);
     for (status, request) in [
         (400, "GET /index HTTP/1.1\r\nHost : a\r\n\r\n".to_owned()),
-        (400, "GET /index HTTP/3.1\r\nHost: a\r\n\r\n".to_owned()),
+        (505, "GET /index HTTP/3.1\r\nHost: a\r\n\r\n".to_owned()),
         (431, format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(20_000))),
     ] {
         assert_eq!(service.ask(&request).status, status, "{request}");
         let line = service.event("Refused");
-        assert!(line.contains(&format!("127.0.0.1 sent with {status}: ")), "{line}");
+        assert!(line.contains(&format!("Refused 127.0.0.1: {status} ")), "{line}");
     }
-    assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 3\n"));
+    assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n"));
 }
 
 #[test]
