@@ -1,14 +1,5 @@
 //! The process edge: arguments, variables, signals and the exit code. Nothing else touches the process.
 
-mod api;
-mod config;
-mod connection;
-mod healthcheck;
-mod host;
-mod log;
-mod metrics;
-mod server;
-
 use std::process::{self, ExitCode};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -16,9 +7,9 @@ use std::{env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path,
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Command, Config};
-use crate::server::{Server, is_first};
-use crate::{api::App, host::Facts, log::Log, metrics::Metrics};
+use timber::config::{self, Command, Config};
+use timber::server::{self, Server, is_first};
+use timber::{api, api::App, healthcheck, host, host::Facts, log, log::Log, metrics::Metrics};
 
 /// Could not start, or a stop cut requests short.
 const FAILURE: u8 = 1;
