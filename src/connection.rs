@@ -12,10 +12,10 @@ use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::{HeaderMap, Request, Response, StatusCode, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Duration, Instant, Sleep, sleep, timeout};
+use tokio::time::{Duration, Instant, Sleep};
 use tokio::{net::TcpStream, sync::futures::Notified};
 
-use crate::server::{Busy, Server};
+use crate::server::{Busy, Server, is_first};
 use crate::{api, api::Failure, config::Config, metrics::Metrics};
 
 /// Bytes of a request's body that are read and thrown away so that the connection can be kept. No route takes
@@ -45,7 +45,7 @@ pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAdd
     let mut wait = server.config.header_timeout;
     while let Some((parked, rest)) = Box::pin(talk(server, stream, client, wait)).await {
         drop(busy);
-        if timeout(rest, poll_fn(|context| parked.poll_read_ready(context))).await.is_err() {
+        if !is_first(poll_fn(|context| parked.poll_read_ready(context)), server.sleep(rest)).await {
             return;
         }
         (stream, wait, busy) = (parked, server.config.idle_timeout, server.busy());
@@ -63,7 +63,7 @@ async fn talk(
     let Config { idle_timeout, header_timeout, exchange_timeout, .. } = server.config;
     let activity = Arc::new(Activity::new(server.app.metrics));
     let tick = (idle_timeout.min(header_timeout).min(exchange_timeout) / 4).min(TICK);
-    let (timer, close) = (pin!(sleep(tick)), pin!(server.close.notified()));
+    let (timer, close) = (pin!(server.sleep(tick)), pin!(server.close.notified()));
     let (is_set, is_closing, requests, since) = (false, false, 0, Instant::now());
     let mut watch =
         Watch { server, activity: &activity, tick, timer, close, is_set, is_closing, requests, since };
@@ -108,7 +108,7 @@ async fn talk(
         (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
     if activity.is_last.load(Relaxed) {
-        linger(stream).await;
+        linger(stream, server.sleep(LINGER)).await;
     }
     None
 }
@@ -129,7 +129,7 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
 
 /// Lets the client read the answer before the connection is closed: the reset that the kernel sends for what it
 /// then has not read can overtake it (RFC 9112 section 9.6).
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: TcpStream, limit: Sleep) {
     let mut waste = [0; 4096];
     let rest = async {
         _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
@@ -140,7 +140,7 @@ async fn linger(mut stream: TcpStream) {
         };
         while poll_fn(&mut read).await {}
     };
-    _ = timeout(LINGER, rest).await;
+    is_first(rest, limit).await;
 }
 
 /// Answers one request, counts it and logs it.
@@ -153,8 +153,8 @@ fn exchange(
 ) -> Response<Full<Bytes>> {
     let started = std::time::Instant::now();
     activity.begin();
-    let (head, body) = request.into_parts();
-    let (route, mut response) = match refusal {
+    let (mut head, body) = request.into_parts();
+    let (route, answer) = match refusal {
         Some(failure) => (usize::MAX, failure.into()),
         None => api::answer(server.app, &head, client),
     };
@@ -162,15 +162,23 @@ fn exchange(
     if !keeps || refusal.is_some() {
         activity.is_last.store(true, Relaxed);
     }
-    if !keeps || server.app.draining.load(Relaxed) {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    server.app.metrics.count(route, response.status().as_u16(), started.elapsed());
     if refusal.is_none() {
         let is_probe = api::ROUTES.get(route).is_some_and(|route| route.is_probe);
-        server.log.access(client, &head, &response, is_probe);
+        server.log.access(client, &head, &answer, is_probe);
     }
-    response.map(Full::new)
+    // The map of the request is memory enough for the answer's.
+    head.headers.clear();
+    for (name, value) in answer.headers {
+        head.headers.insert(name, value.clone());
+    }
+    if !keeps || server.app.draining.load(Relaxed) {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = head.headers;
+    server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
+    response
 }
 
 /// Reads a request's body in the background, for its own sake: what is unread when a connection closes can cost

@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fmt, fmt::Write as _, io, io::Write, net::IpAddr, process, thread};
 
-use hyper::{Method, Response, body::Bytes, http::request::Parts};
+use hyper::{Method, http::request::Parts};
 
 use crate::config::{AccessLog, Config};
-use crate::metrics::Metrics;
+use crate::{api::Answer, metrics::Metrics};
 
 /// Bytes that wait to be written at most: some 700 requests, which a reader that keeps up takes at one go.
 const BUFFER: usize = 64 * 1024;
@@ -62,13 +62,13 @@ impl Log {
     }
 
     /// Writes the line of one request, unless it is one that is left out.
-    pub fn access(&self, client: IpAddr, head: &Parts, response: &Response<Bytes>, is_probe: bool) {
+    pub fn access(&self, client: IpAddr, head: &Parts, answer: &Answer, is_probe: bool) {
         let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else { return };
         // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
         let client = client.to_canonical();
         let (method, target, version) = (&head.method, head.uri.to_string(), head.version);
-        let status = response.status().as_u16();
-        let bytes = if method == Method::HEAD { 0 } else { response.body().len() };
+        let status = answer.status.as_u16();
+        let bytes = if method == Method::HEAD { 0 } else { answer.body.len() };
         stream.line(|line, Utc { date, common_date, time, .. }| {
             if self.json {
                 let (method, target) = (quote(method.as_str()), quote(&target));

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use std::{env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll};
 
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use timber::config::{self, Command, Config};
@@ -44,7 +45,9 @@ fn main() -> ExitCode {
         },
         Command::Serve => {
             let facts = host::facts(Path::new("/")); // first: below, a low limit of open files could prevent it
-            server::runtime()
+            Builder::new_current_thread()
+                .enable_all()
+                .build()
                 .map_err(|error| format!("cannot start: {error}"))
                 .and_then(|runtime| runtime.block_on(serve(config, &facts)))
                 .unwrap_or_else(|mistake| complain(&[mistake], FAILURE))
