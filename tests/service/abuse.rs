@@ -1,0 +1,1 @@
+//! Clients that hold what they can.
