@@ -8,7 +8,6 @@ mod api;
 mod configuration;
 mod exchanges;
 mod healthcheck;
-mod limits;
 mod logs;
 mod operations;
 mod rfc;
