@@ -99,13 +99,20 @@ fn a_client_that_sends_no_head_or_half_of_one_is_closed() {
 #[test]
 fn a_head_byte_by_byte_is_cut() {
     let service = Timber::start(&["--header-timeout", "1s", "--idle-timeout", "60s"]);
-    for pieces in [["G", "E"], ["\r", "\n"], ["\n", "\n"]] {
-        let took = trickle(&mut service.connect(), &pieces);
-        assert_about(Duration::from_secs(1), took, pieces[0]);
-    }
+    assert_about(Duration::from_secs(1), trickle(&mut service.connect(), &["G"]), "a byte at a time");
     let mut kept = service.connect();
     assert_eq!(ask(&mut kept, get("/index") + "GET /index HTTP/1.1\r\n").status, 200);
     assert_about(Duration::from_secs(1), trickle(&mut kept, &["X: y\r\n", "Z", ": y\r\n"]), "headers");
+}
+
+/// A server ignores them before a request (RFC 9112 section 2.2), but they are none.
+#[test]
+fn empty_lines_hold_no_connection() {
+    let service = Timber::start(&["--header-timeout", "1s", "--idle-timeout", "1s"]);
+    for pieces in [["\r\n"].as_slice(), &["\r", "\n"], &["\n"]] {
+        let took = trickle(&mut service.connect(), pieces);
+        assert_about(Duration::from_secs(1), took, &pieces.concat());
+    }
 }
 
 #[test]
