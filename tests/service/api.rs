@@ -108,43 +108,6 @@ fn methods() {
 }
 
 #[test]
-fn head_is_get_without_the_body() {
-    let service = Timber::start(&[]);
-    for path in ["/index", "/healthz", "/readyz", "/openapi.json", "/nope"] {
-        let without_date = |mut answer: Answer| {
-            answer.headers.retain(|(name, _)| name != "date");
-            (answer.status, answer.headers)
-        };
-        let mut stream = service.connect();
-        let head = ask(&mut stream, get(path).replacen("GET", "HEAD", 1));
-        assert_eq!(without_date(head), without_date(service.get(path)), "{path}");
-        // Had there been a body, it would be read as the start of this answer.
-        assert_eq!(ask(&mut stream, get("/index")).status, 200, "after HEAD {path}");
-    }
-}
-
-#[test]
-fn refuses_what_is_no_request_for_it_in_the_original_s_shape() {
-    let service = Timber::start(&[]);
-    for (status, request) in [
-        (400, "GET /index HTTP/1.1\r\n\r\n"),
-        (400, "GET /index HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-        (400, "GET /index HTTP/1.1\r\nHost: a b\r\n\r\n"),
-        (400, "GET /index HTTP/1.1\r\nHost: a\"b\r\n\r\n"),
-        (400, "GET index HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (400, "CONNECT /index HTTP/1.1\r\nHost: a\r\n\r\n"),
-        (501, "CONNECT oak.test:443 HTTP/1.1\r\nHost: oak.test:443\r\n\r\n"),
-    ] {
-        let answer = service.ask(request);
-        assert_eq!(answer.status, status, "{request}");
-        assert_eq!(answer.header("content-type"), Some(JSON), "{request}");
-        let errors = answer.json();
-        let errors = errors["errors"].as_object().unwrap();
-        assert!(errors.len() == 1 && errors.values().all(Value::is_string), "{request}: {errors:?}");
-    }
-}
-
-#[test]
 fn what_hyper_refuses_by_itself_is_counted_and_logged() {
     let service = Timber::start(&[]);
     for (status, request) in [
@@ -157,62 +120,6 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
         assert!(line.contains(&format!("Refused 127.0.0.1: {status} ")), "{line}");
     }
     assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n"));
-}
-
-#[test]
-fn persistence_and_pipelining() {
-    let service = Timber::start(&[]);
-    let mut kept = service.connect();
-    for _ in 0..3 {
-        assert_eq!(ask(&mut kept, get("/index")).status, 200);
-    }
-    kept.write_all((get("/index") + &get("/nope") + &get("/healthz")).as_bytes()).unwrap();
-    let answers = [(); 3].map(|()| Answer::read(&mut kept, false).status);
-    assert_eq!(answers, [200, 404, 200]);
-
-    let mut old = service.connect();
-    assert_eq!(ask(&mut old, "GET /index HTTP/1.0\r\n\r\n").status, 200);
-    assert!(is_closed(&mut old));
-    let mut old = service.connect();
-    for _ in 0..2 {
-        let answer = ask(&mut old, "GET /index HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
-        assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")));
-    }
-    let mut last = service.connect();
-    let answer = ask(&mut last, "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-    assert!(is_closed(&mut last));
-}
-
-#[test]
-fn a_body_that_nobody_wants_costs_no_answer() {
-    let service = Timber::start(&[]);
-    let mut stream = service.connect();
-    let body = "x".repeat(20_000);
-    for _ in 0..2 {
-        let request =
-            format!("POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        assert_eq!(ask(&mut stream, request).status, 404);
-    }
-    // Bodies in a row, each read while the next request is already being answered.
-    let pair =
-        format!("POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789{}", get("/index"));
-    stream.write_all(pair.repeat(5).as_bytes()).unwrap();
-    for _ in 0..5 {
-        assert_eq!([(); 2].map(|()| Answer::read(&mut stream, false).status), [404, 200]);
-    }
-    assert_eq!(service.metric("http_requests_in_flight"), "1", "the scrape itself");
-    // Announced but not sent: the answer does not wait for it.
-    let request = "GET /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n";
-    assert_eq!(service.ask(request).status, 200);
-    // Too long to be read for nothing: the answer says that the connection ends.
-    let request = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n";
-    let answer = service.ask(request);
-    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
-    // Offered and declined: a final answer instead of 100 Continue (RFC 9110 section 10.1.1).
-    let request = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-    let answer = service.ask(request);
-    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
 }
 
 #[test]

@@ -3,12 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
 mod api;
 mod configuration;
+mod exchanges;
 mod healthcheck;
-mod limits;
 mod logs;
 mod operations;
+mod rfc;
 mod shut_down;
 
 use std::{

@@ -191,26 +191,34 @@ pub struct Answer {
 
 impl Answer {
     pub fn read(stream: &mut TcpStream, has_no_body: bool) -> Self {
+        Answer::try_read(stream, has_no_body).unwrap_or_else(|end| panic!("{end}"))
+    }
+
+    /// The answer, or what came instead.
+    pub fn try_read(stream: &mut TcpStream, has_no_body: bool) -> Result<Self, String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             match stream.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
-                end => panic!("{end:?} after {:?}", String::from_utf8_lossy(&head)),
+                end => return Err(format!("{end:?} after {:?}", String::from_utf8_lossy(&head))),
             }
         }
         let mut slots = [httparse::EMPTY_HEADER; 32];
         let mut parsed = httparse::Response::new(&mut slots);
-        assert!(parsed.parse(&head).unwrap().is_complete());
+        let is_whole = parsed.parse(&head).map(|parsed| parsed.is_complete());
+        if is_whole != Ok(true) {
+            return Err(format!("{is_whole:?} of {:?}", String::from_utf8_lossy(&head)));
+        }
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let headers = parsed.headers.iter().map(|h| (h.name.to_ascii_lowercase(), text(h.value))).collect();
         let mut answer = Answer { status: parsed.code.unwrap(), headers, body: Vec::new() };
         if !has_no_body && answer.status >= 200 {
             let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
             answer.body.resize(length, 0);
-            stream.read_exact(&mut answer.body).expect("the body is whole");
+            stream.read_exact(&mut answer.body).map_err(|error| format!("{error} in the body"))?;
         }
-        answer
+        Ok(answer)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

@@ -1,0 +1,162 @@
+//! Requests in a row on one connection, in pieces, with bodies that nobody wants, and how that ends.
+
+use std::net::Shutdown;
+
+use super::*;
+
+const OK: &str = r#"{"timber": "so delicious"}"#;
+
+/// The statuses of what a connection still answers before it closes. A reset is no end: it can cost answers.
+fn remaining(stream: &mut TcpStream) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    loop {
+        match Answer::try_read(stream, false) {
+            Ok(answer) => statuses.push(answer.status),
+            Err(end) if end == "Ok(0) after \"\"" => return statuses,
+            Err(end) => panic!("{end} after {statuses:?}"),
+        }
+    }
+}
+
+fn post(body: &str) -> String {
+    format!("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn chunked(body: &str) -> String {
+    let chunks = body
+        .as_bytes()
+        .chunks(1000)
+        .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), str::from_utf8(chunk).unwrap()));
+    let head = "POST /index HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+    chunks.fold(head, |head, chunk| head + &chunk) + "0\r\n\r\n"
+}
+
+/// RFC 9112 section 9.3.
+#[test]
+fn connections_are_kept() {
+    let service = Timber::start(&[]);
+    for request in [get("/index"), "GET /index HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned()] {
+        let mut stream = service.connect();
+        for _ in 0..3 {
+            let answer = ask(&mut stream, &request);
+            let connection = request.contains("HTTP/1.0").then_some("keep-alive");
+            assert_eq!((answer.status, answer.header("connection")), (200, connection), "{request}");
+        }
+    }
+}
+
+/// RFC 9112 section 9.3.2.
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let service = Timber::start(&[]);
+    let mut stream = service.connect();
+    let request = |number| format!("GET /nope HTTP/1.1\r\nHost: host-{number}\r\n\r\n");
+    stream.write_all((0..100).map(request).collect::<String>().as_bytes()).unwrap();
+    for number in 0..100 {
+        let answer = Answer::read(&mut stream, false);
+        assert!(answer.text().contains(&format!("\"http://host-{number}/index\"")), "{number}: {answer:?}");
+    }
+    assert_eq!(ask(&mut stream, get("/index")).status, 200);
+}
+
+#[test]
+fn what_is_well_formed_is_answered_before_what_is_not_is_refused() {
+    let service = Timber::start(&[]);
+    for garbage in ["GARBAGE\r\n\r\n", "\0\x01\x02\r\n", "GET /index HTTP/1.1\r\nHost : a\r\n\r\n"] {
+        let mut stream = service.connect();
+        stream.write_all((get("/index").repeat(10) + garbage).as_bytes()).unwrap();
+        let expected = [[200; 10].as_slice(), &[400]].concat();
+        assert_eq!(remaining(&mut stream), expected, "{garbage:?}");
+    }
+}
+
+#[test]
+fn requests_in_pieces_are_whole() {
+    let service = Timber::start(&[]);
+    let mut stream = service.connect();
+    stream.set_nodelay(true).unwrap();
+    for byte in (get("/index") + &post("hello") + &get("/nope")).as_bytes() {
+        stream.write_all(&[*byte]).unwrap();
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!([(); 3].map(|()| Answer::read(&mut stream, false).status), [200, 405, 404]);
+    assert_eq!(ask(&mut stream, get("/index")).status, 200);
+}
+
+/// RFC 9112 section 9.6: to send no more is not to have left.
+#[test]
+fn who_has_nothing_more_to_send_is_still_answered() {
+    let service = Timber::start(&[]);
+    let half_closed = |requests: &str| {
+        let mut stream = service.connect();
+        stream.write_all(requests.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        remaining(&mut stream)
+    };
+    for _ in 0..200 {
+        assert_eq!(half_closed(&get("/index")), [200]);
+    }
+    assert_eq!(half_closed(&get("/index").repeat(50)), [200; 50]);
+    assert_eq!(half_closed(&(post("hello") + &get("/index"))), [405, 200]);
+    assert_eq!(half_closed(&chunked("hello")), [405]);
+    let announced = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhell";
+    assert_eq!(half_closed(announced), [405]);
+    for half in ["", "GET /index HTTP/1.1\r\nHost"] {
+        let answers = half_closed(half);
+        assert!(answers.is_empty() || answers == [400], "{half:?}: {answers:?}");
+    }
+}
+
+/// RFC 9110 section 9.3.2, and section 8.6 for the length.
+#[test]
+fn head_is_get_without_the_body() {
+    let service = Timber::start(&[]);
+    for path in ["/index", "/healthz", "/readyz", "/openapi.json", "/nope"] {
+        let without_date = |mut answer: Answer| {
+            answer.headers.retain(|(name, _)| name != "date");
+            (answer.status, answer.headers)
+        };
+        let mut stream = service.connect();
+        let head = ask(&mut stream, get(path).replacen("GET", "HEAD", 1));
+        assert_eq!(without_date(head), without_date(service.get(path)), "{path}");
+        // Had there been a body, it would be read as the start of this answer.
+        assert_eq!(ask(&mut stream, get("/index")).text(), OK, "after HEAD {path}");
+    }
+}
+
+#[test]
+fn a_small_body_that_nobody_wants_costs_nothing() {
+    let service = Timber::start(&[]);
+    let mut stream = service.connect();
+    for length in [1, 20_000, 64 * 1024] {
+        assert_eq!(ask(&mut stream, post(&"x".repeat(length))).status, 405, "{length} bytes");
+    }
+    // Bodies in a row, each read while the next request is already being answered.
+    stream.write_all((post("123456789") + &get("/index")).repeat(5).as_bytes()).unwrap();
+    for _ in 0..5 {
+        assert_eq!([(); 2].map(|()| Answer::read(&mut stream, false).status), [405, 200]);
+    }
+    assert_eq!(service.metric("http_requests_in_flight"), "1", "the scrape itself");
+    // Announced but not sent: the answer does not wait for it.
+    let request = "GET /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n";
+    assert_eq!(service.ask(request).status, 200);
+}
+
+/// RFC 9112 section 9.6: whoever sends all before reading must not lose the answer to a reset.
+#[test]
+fn a_large_body_that_nobody_wants_costs_the_connection_but_not_the_answer() {
+    let service = Timber::start(&[]);
+    for request in [post, chunked] {
+        for length in [64 * 1024 + 1, 200_000, 1_000_000, 10_000_000] {
+            let mut stream = service.connect();
+            let sent = stream.write_all(request(&"x".repeat(length)).as_bytes());
+            sent.unwrap_or_else(|error| panic!("of {length} bytes not all are taken: {error}"));
+            let answer = Answer::read(&mut stream, false);
+            assert_eq!((answer.status, answer.header("connection")), (405, Some("close")), "{length} bytes");
+            assert!(is_closed(&mut stream), "{length} bytes");
+        }
+    }
+    // Announced and held back.
+    let answer = service.ask("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
+    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
+}
