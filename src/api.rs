@@ -1,8 +1,9 @@
 //! The API: a table of routes, and the answer to each request. No sockets here: a request head goes in, a
 //! response comes out. This is the only file that a new endpoint touches.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{borrow::Cow, net::IpAddr, time::Instant};
+use std::{borrow::Cow, time::Instant};
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version, body::Bytes, http::request::Parts};
@@ -13,7 +14,6 @@ use crate::{host, metrics::Metrics};
 /// What the answers depend on besides the request: who is answering, and whether it is about to stop.
 pub struct App {
     pub release: String,
-    pub host_name: String,
     pub pid: u32,
     /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
     pub port: u16,
@@ -174,16 +174,26 @@ fn check(head: &Parts) -> Result<(), Failure> {
     match (hosts.next(), hosts.next()) {
         (None, _) if head.version >= Version::HTTP_11 => bad("Host is missing (RFC 9112 section 3.2)"),
         (Some(_), Some(_)) => bad("Host is there twice (RFC 9112 section 3.2)"),
-        (Some(host), None) if !is_host(host) => {
-            bad("Host has a character that no host has (RFC 3986 section 3.2.2)")
-        }
+        (Some(host), None) if !is_host(host) => bad("Host is none (RFC 3986 section 3.2.2)"),
         _ => Ok(()),
     }
 }
 
-/// RFC 3986 section 3.2.2, and the port behind it, by their characters. Empty is allowed there, too.
+/// `HOST[:PORT]` as in RFC 3986 section 3.2.2, which allows an empty one.
 fn is_host(value: &HeaderValue) -> bool {
-    value.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b))
+    let Ok(value) = value.to_str() else { return false };
+    let (host, port) = match value.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (value, ""),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let is_escape =
+        |part: &str| part.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+    port.bytes().all(|byte| byte.is_ascii_digit())
+        && match host.strip_prefix('[') {
+            Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+            None => host.bytes().all(is_name) && host.split('%').skip(1).all(is_escape),
+        }
 }
 
 /// The index of the route that the target names.
@@ -249,8 +259,7 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Answer {
         .map(String::from_utf8_lossy);
     let host = host.unwrap_or_else(|| Cow::Owned(format!("localhost:{}", app.port)));
     // As in the original, a proxy on this machine is believed.
-    let tls = client.to_canonical().is_loopback()
-        && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
+    let tls = client.is_loopback() && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
     let example = quote(&format!("{scheme}://{host}/index"));
     let body = format!(
@@ -285,7 +294,7 @@ fn version(app: &App) -> String {
         ("release", quote(&app.release)),
         ("libc", quote(LIBC)),
         ("target", quote(TARGET)),
-        ("hostname", quote(&app.host_name)),
+        ("hostname", quote(&host::name())),
         ("pid", app.pid.to_string()),
         ("started", quote(&format!("{}T{}Z", started.date, started.time))),
         ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
@@ -305,7 +314,7 @@ fn page(app: &App) -> String {
         .replace("{release}", &html(&app.release))
         .replace("{version}", VERSION)
         .replace("{libc}", LIBC)
-        .replace("{host}", &html(&app.host_name))
+        .replace("{host}", &html(&host::name()))
         .replace("{pid}", &app.pid.to_string())
         .replace("{api}", &ROUTES.iter().map(row).collect::<String>())
 }

@@ -38,32 +38,34 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer; hyper with its buffers would be 13 kB.
-pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Busy) {
+pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr, busy: Busy) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
-    let mut wait = server.config.header_timeout;
-    while let Some((parked, rest)) = Box::pin(talk(server, stream, client, wait)).await {
+    let (mut stream, mut busy, mut until) = (stream, busy, Instant::now() + server.config.header_timeout);
+    while let Some(parked) = Box::pin(talk(server, stream, client, until)).await {
         drop(busy);
-        if !is_first(poll_fn(|context| parked.poll_read_ready(context)), server.sleep(rest)).await {
+        (stream, until) = parked;
+        let readable = poll_fn(|context| stream.poll_read_ready(context));
+        if !is_first(readable, server.sleep_until(until)).await {
             return;
         }
-        (stream, wait, busy) = (parked, server.config.idle_timeout, server.busy());
+        busy = server.busy();
     }
 }
 
 /// Lets hyper serve the connection until that is over, or nothing has come for a while. Then it returns the socket,
-/// and how much longer that may last. The first request may be `wait` in coming.
+/// and until when a request has to begin. That is put off by requests alone; before the first it is `until`.
 async fn talk(
     server: &'static Server,
     mut stream: TcpStream,
     client: IpAddr,
-    wait: Duration,
-) -> Option<(TcpStream, Duration)> {
+    until: Instant,
+) -> Option<(TcpStream, Instant)> {
     let Config { idle_timeout, header_timeout, exchange_timeout, .. } = server.config;
-    let activity = Arc::new(Activity::new(server.app.metrics));
+    let activity = Arc::new(Activity::new(server.app.metrics, client));
     let tick = (idle_timeout.min(header_timeout).min(exchange_timeout) / 4).min(TICK);
-    let (timer, close) = (pin!(server.sleep(tick)), pin!(server.close.notified()));
+    let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
     let (is_set, is_closing, requests, since) = (false, false, 0, Instant::now());
     let mut watch =
         Watch { server, activity: &activity, tick, timer, close, is_set, is_closing, requests, since };
@@ -73,7 +75,7 @@ async fn talk(
 
     let (mut unread, mut refusal) = (Bytes::new(), None);
     loop {
-        let answer = |request| exchange(server, &activity, client, refusal, request);
+        let answer = |request| exchange(server, &activity, refusal, request);
         let answer = service_fn(|request| future::ready(Ok::<_, Infallible>(answer(request))));
         let io = TokioIo::new(Watched { stream, unread, activity: &activity });
         let mut hyper = http.serve_connection(io, answer);
@@ -93,37 +95,50 @@ async fn talk(
         let parts = hyper.into_parts();
         (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
         let failure = match end {
-            _ if activity.is_quiet.swap(false, Relaxed) => match watch.since.elapsed() {
-                quiet if unread.is_empty() => {
-                    let wait = if watch.requests > 0 { idle_timeout } else { wait };
-                    return (!watch.is_closing).then(|| (stream, wait.saturating_sub(quiet)));
+            _ if activity.is_quiet.swap(false, Relaxed) => {
+                if unread.is_empty() {
+                    let until = if watch.requests > 0 { watch.since + idle_timeout } else { until };
+                    return (!watch.is_closing).then_some((stream, until));
                 }
-                quiet if quiet < header_timeout => continue,
-                _ => Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long"),
-            },
+                if watch.since.elapsed() < header_timeout {
+                    continue;
+                }
+                Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long")
+            }
             Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => explain(&error, &unread),
             _ => break,
         };
-        server.log.info(format_args!("Refused {}: {}: {}", client.to_canonical(), failure.0, failure.1));
+        server.log.info(format_args!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
         (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
     if activity.is_last.load(Relaxed) {
-        linger(stream, server.sleep(LINGER)).await;
+        linger(stream, server.sleep_until(Instant::now() + LINGER)).await;
     }
     None
 }
 
-/// Why hyper took this for no request.
+/// Why hyper took this for no request. Where the head was at fault, and not what it announces, it is still `unread`.
 fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
-    if error.is_parse_too_large() && !unread.contains(&b'\n') {
-        Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
-    } else if error.is_parse_too_large() {
+    let mut lines = unread.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let version = lines.find(|line| !line.is_empty()).unwrap_or_default().rsplit(|byte| *byte == b' ').next();
+    match version {
+        Some(b"HTTP/1.0" | b"HTTP/1.1") => {}
+        Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']) => {
+            let reason = "This server speaks HTTP/1.1 and HTTP/1.0";
+            return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason);
+        }
+        _ => {}
+    }
+    let lines = unread.iter().filter(|byte| **byte == b'\n').count();
+    if !error.is_parse_too_large() {
+        Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
+    } else if unread.len() < MAX_HEAD && lines <= 100 {
+        Failure(StatusCode::PAYLOAD_TOO_LARGE, "The Content-Length is more than any body has")
+    } else if lines > 0 {
         let reason = "The head takes more than 16 KiB or 100 fields";
         Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
-    } else if error.to_string().contains("HTTP version") {
-        Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.1 and HTTP/1.0")
     } else {
-        Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
+        Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
     }
 }
 
@@ -147,7 +162,6 @@ async fn linger(mut stream: TcpStream, limit: Sleep) {
 fn exchange(
     server: &'static Server,
     activity: &Arc<Activity>,
-    client: IpAddr,
     refusal: Option<Failure>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
@@ -156,7 +170,7 @@ fn exchange(
     let (mut head, body) = request.into_parts();
     let (route, answer) = match refusal {
         Some(failure) => (usize::MAX, failure.into()),
-        None => api::answer(server.app, &head, client),
+        None => api::answer(server.app, &head, activity.client),
     };
     let keeps = body.is_end_stream() || discard(activity, &head.headers, body);
     if !keeps || refusal.is_some() {
@@ -164,7 +178,7 @@ fn exchange(
     }
     if refusal.is_none() {
         let is_probe = api::ROUTES.get(route).is_some_and(|route| route.is_probe);
-        server.log.access(client, &head, &answer, is_probe);
+        server.log.access(&activity.client_name, &head, &answer, is_probe);
     }
     // The map of the request is memory enough for the answer's.
     head.headers.clear();
@@ -203,6 +217,8 @@ fn discard(activity: &Arc<Activity>, headers: &HeaderMap, body: Incoming) -> boo
 /// to be `Send`.
 struct Activity {
     metrics: &'static Metrics,
+    client: IpAddr,
+    client_name: String,
     /// Requests so far.
     requests: AtomicU32,
     /// Requests whose answers are not yet with the kernel.
@@ -217,10 +233,13 @@ struct Activity {
 }
 
 impl Activity {
-    fn new(metrics: &'static Metrics) -> Self {
+    fn new(metrics: &'static Metrics, client: IpAddr) -> Self {
+        // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
+        let client = client.to_canonical();
+        let client_name = client.to_string();
         let [requests, unanswered, bodies] = Default::default();
         let [is_probed, is_quiet, is_last] = Default::default();
-        Activity { metrics, requests, unanswered, bodies, is_probed, is_quiet, is_last }
+        Activity { metrics, client, client_name, requests, unanswered, bodies, is_probed, is_quiet, is_last }
     }
 
     fn begin(&self) {

@@ -4,12 +4,11 @@
 //! cgroup layout) is none, never an error: the service runs without it.
 
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, thread};
+use std::{fmt, fs, io::Read, thread};
 
 /// Facts for the start-up lines; none where the system does not tell.
 #[derive(Debug, PartialEq)]
 pub struct Facts {
-    pub host_name: Option<String>,
     pub user: Option<u32>,
     pub read_only_root: Option<bool>,
     /// Bytes; none also where there is no limit.
@@ -17,25 +16,33 @@ pub struct Facts {
     /// Thousandths of a CPU; none also where there is no limit.
     pub cpu_limit: Option<u64>,
     /// Limit of processes and threads in the container; none also where there is no limit.
-    pub processes: Option<usize>,
-    /// Soft limit of open file descriptors.
-    pub open_files: Option<usize>,
+    pub processes: Option<u64>,
 }
 
 /// Reads the facts below `root`, which is `/` but for tests.
 pub fn facts(root: &Path) -> Facts {
-    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
-    let status = read("proc/self/status");
+    let lines = read(&root.join("proc/self/cgroup")).unwrap_or_default();
+    let groups = |controller| groups(root, &lines, controller);
+    // The lowest number in this file of all groups; "max", no limit, is no number.
+    let lowest = |controller, file: &str| groups(controller).filter_map(|dir| number(&dir.join(file))).min();
+    let either = |file, controller, old_file| lowest("", file).or_else(|| lowest(controller, old_file));
+    let cpu_max = groups("").filter_map(|dir| {
+        let text = read(&dir.join("cpu.max"))?;
+        let (quota, period) = text.trim().split_once(' ')?;
+        thousandths(quota.parse().ok()?, period.parse().ok()?)
+    });
+    let cpu_quota = groups("cpu").filter_map(|dir| {
+        // A quota of -1, no limit, does not parse.
+        thousandths(number(&dir.join("cpu.cfs_quota_us"))?, number(&dir.join("cpu.cfs_period_us"))?)
+    });
     Facts {
-        host_name: read("proc/sys/kernel/hostname").map(|name| name.trim().to_owned()),
-        user: status.and_then(|text| field(&text, "Uid:")?.parse().ok()),
-        read_only_root: read("proc/self/mounts").and_then(|mounts| read_only_root(&mounts)),
-        memory_limit: memory_limit(root),
-        cpu_limit: cpu_limit(root),
-        processes: lowest(root, "", "pids.max")
-            .or_else(|| lowest(root, "pids", "pids.max"))
-            .and_then(|n| n.try_into().ok()),
-        open_files: read("proc/self/limits").and_then(|text| field(&text, "Max open files")?.parse().ok()),
+        user: read(&root.join("proc/self/status")).and_then(|text| field(&text, "Uid:")?.parse().ok()),
+        read_only_root: read(&root.join("proc/self/mounts")).and_then(|mounts| read_only_root(&mounts)),
+        // Version 1 says "no limit" as the largest multiple of the page size.
+        memory_limit: either("memory.max", "memory", "memory.limit_in_bytes")
+            .filter(|limit| *limit < 1 << 60),
+        cpu_limit: cpu_max.chain(cpu_quota).min(),
+        processes: either("pids.max", "pids", "pids.max"),
     }
 }
 
@@ -44,20 +51,8 @@ impl Facts {
     /// more than a quarter of it, for threads count as processes, and a probe needs some to start.
     pub fn workers(&self) -> usize {
         let cpus = thread::available_parallelism().map_or(1, Into::into);
-        self.processes.map_or(cpus, |limit| cpus.min((limit / 4).max(1)))
-    }
-
-    /// Connections for which there are file descriptors, beside those for streams, listener and signals, and for
-    /// epoll and its wake-up in each worker; none where no limit is seen.
-    ///
-    /// # Errors
-    /// When there are none left, in one line.
-    pub fn connections(&self, workers: usize) -> Result<Option<usize>, String> {
-        let Some(files) = self.open_files else { return Ok(None) };
-        let own = 16 + 4 * workers;
-        let error =
-            || format!("cannot start: it may open {files} files (ulimit -n), and needs more than {own}");
-        files.checked_sub(own).filter(|left| *left > 0).map(Some).ok_or_else(error)
+        let most = self.processes.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX);
+        cpus.min(most.max(1))
     }
 }
 
@@ -73,9 +68,19 @@ impl fmt::Display for Facts {
     }
 }
 
+/// Soft limit of open file descriptors.
+pub fn open_files() -> Option<usize> {
+    field(&read(Path::new("/proc/self/limits"))?, "Max open files")?.parse().ok()
+}
+
+/// What this host calls itself; the name of its container in Docker, of its pod in Kubernetes.
+pub fn name() -> String {
+    read(Path::new("/proc/sys/kernel/hostname")).map_or("unknown".to_owned(), |name| name.trim().to_owned())
+}
+
 /// Resident memory of this process in bytes.
 pub fn resident_memory() -> Option<u64> {
-    let kib: u64 = field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")?.parse().ok()?;
+    let kib: u64 = field(&read(Path::new("/proc/self/status"))?, "VmRSS:")?.parse().ok()?;
     Some(kib * 1024)
 }
 
@@ -90,43 +95,25 @@ fn read_only_root(mounts: &str) -> Option<bool> {
     Some(root.split(' ').nth(3)?.split(',').any(|option| option == "ro"))
 }
 
-fn memory_limit(root: &Path) -> Option<u64> {
-    let v1 = || lowest(root, "memory", "memory.limit_in_bytes");
-    // Version 1 says "no limit" as the largest multiple of the page size.
-    lowest(root, "", "memory.max").or_else(v1).filter(|limit| *limit < 1 << 60)
-}
-
-/// The lowest number in this file of all groups; "max", no limit, is no number.
-fn lowest(root: &Path, controller: &str, file: &str) -> Option<u64> {
-    groups(root, controller).iter().filter_map(|dir| number(&dir.join(file))).min()
-}
-
-fn cpu_limit(root: &Path) -> Option<u64> {
-    let v2 = groups(root, "").into_iter().filter_map(|dir| {
-        let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
-        let (quota, period) = text.trim().split_once(' ')?;
-        thousandths(quota.parse().ok()?, period.parse().ok()?)
-    });
-    let v1 = groups(root, "cpu").into_iter().filter_map(|dir| {
-        // A quota of -1, no limit, does not parse.
-        thousandths(number(&dir.join("cpu.cfs_quota_us"))?, number(&dir.join("cpu.cfs_period_us"))?)
-    });
-    v2.chain(v1).min()
-}
-
 fn thousandths(quota: u64, period: u64) -> Option<u64> {
     (quota * 1000).checked_div(period)
 }
 
 fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    read(path)?.trim().parse().ok()
+}
+
+/// In one piece: files like these have no size beforehand, and [`fs::read_to_string`] would start with 32 bytes.
+fn read(path: &Path) -> Option<String> {
+    let mut text = String::with_capacity(4096);
+    fs::File::open(path).ok()?.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// The directories of this process's control group and its parents, innermost first. `controller` is empty for
 /// version 2. A limit anywhere on the way up binds. In a container that sees the host's path but only its own
 /// group mounted, the last of them, the mount itself, is the one that is there.
-fn groups(root: &Path, controller: &str) -> Vec<PathBuf> {
-    let lines = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+fn groups(root: &Path, lines: &str, controller: &str) -> impl Iterator<Item = PathBuf> {
     let path = lines.lines().find_map(|line| {
         // `0::/path` in version 2, `5:cpu,cpuacct:/path` in version 1.
         let (_, rest) = line.split_once(':')?;
@@ -134,7 +121,7 @@ fn groups(root: &Path, controller: &str) -> Vec<PathBuf> {
         controllers.split(',').any(|name| name == controller).then(|| path.trim_start_matches('/'))
     });
     let mount = root.join("sys/fs/cgroup").join(controller);
-    Path::new(path.unwrap_or_default()).ancestors().map(|dir| mount.join(dir)).collect()
+    Path::new(path.unwrap_or_default()).ancestors().map(move |dir| mount.join(dir))
 }
 
 #[cfg(test)]
@@ -212,36 +199,20 @@ mod tests {
     #[test]
     fn process_files() {
         let dir = tree(&[
-            ("proc/sys/kernel/hostname", "oak\n"),
             ("proc/self/status", "Name:\ttimber\nUid:\t65532\t65532\t65532\t65532\n"),
             (
                 "proc/self/mounts",
                 "rootfs / rootfs rw 0 0\noverlay / overlay ro,relatime 0 0\nproc /proc proc rw 0 0\n",
             ),
-            (
-                "proc/self/limits",
-                "Limit Soft Hard Units\nMax open files            1024                 4096                 files\n",
-            ),
         ]);
         let facts = facts(dir.path());
-        assert_eq!(facts.host_name.as_deref(), Some("oak"));
-        assert_eq!(
-            (facts.user, facts.read_only_root, facts.open_files),
-            (Some(65532), Some(true), Some(1024))
-        );
+        assert_eq!((facts.user, facts.read_only_root), (Some(65532), Some(true)));
     }
 
     #[test]
     fn nothing_to_read_is_none_throughout() {
-        let none = Facts {
-            host_name: None,
-            user: None,
-            read_only_root: None,
-            memory_limit: None,
-            cpu_limit: None,
-            processes: None,
-            open_files: None,
-        };
+        let none =
+            Facts { user: None, read_only_root: None, memory_limit: None, cpu_limit: None, processes: None };
         assert_eq!(facts(tree(&[]).path()), none);
     }
 }

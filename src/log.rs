@@ -5,12 +5,15 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use std::{fmt, fmt::Write as _, io, io::Write, net::IpAddr, process, thread};
+use std::{borrow::Cow, fmt, fmt::Write as _, io, io::Write, mem, process, thread};
 
-use hyper::{Method, http::request::Parts};
+use hyper::{Method, Version, http::request::Parts};
 
 use crate::config::{AccessLog, Config};
 use crate::{api::Answer, metrics::Metrics};
+
+/// For more lines to come before the first is written: to wake the writer for each took as long as a request.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// Bytes that wait to be written at most: some 700 requests, which a reader that keeps up takes at one go.
 const BUFFER: usize = 64 * 1024;
@@ -25,14 +28,35 @@ pub struct Log {
 }
 
 impl Log {
+    /// Lines wait until [`Log::start`].
     pub fn new(config: &Config, metrics: &'static Metrics) -> Self {
-        let stream = |name, write| Stream::start(name, write, metrics);
+        let stream = |write| {
+            let state = State { waiting: String::new(), writing: false, has_writer: true, now: Utc::at(0) };
+            Arc::new(Stream { state: Mutex::new(state), changed: Condvar::new(), write, metrics })
+        };
+        let requests =
+            (config.access_log != AccessLog::Off).then(|| stream(|lines| write(io::stdout(), lines)));
+        let with_probes = config.access_log == AccessLog::All;
         Log {
-            events: stream("log", |lines| write(io::stderr(), lines)),
-            requests: (config.access_log != AccessLog::Off)
-                .then(|| stream("access-log", |lines| write(io::stdout(), lines))),
-            with_probes: config.access_log == AccessLog::All,
+            events: stream(|lines| write(io::stderr(), lines)),
+            requests,
+            with_probes,
             json: config.json_log,
+        }
+    }
+
+    /// Starts the writers.
+    pub fn start(&self) {
+        for (name, stream) in [("log", Some(&self.events)), ("access-log", self.requests.as_ref())] {
+            let Some(stream) = stream else { continue };
+            let writer = Arc::clone(stream);
+            let started = thread::Builder::new().name(name.to_owned()).spawn(move || writer.write_out());
+            if let Err(error) = started {
+                // A worker that wrote the lines could be held by their reader, so none does.
+                let error = format_args!("cannot start a thread for the {name}, so there is none: {error}");
+                _ = writeln!(io::stderr(), "timber: {error}");
+                stream.lock().has_writer = false;
+            }
         }
     }
 
@@ -62,24 +86,32 @@ impl Log {
     }
 
     /// Writes the line of one request, unless it is one that is left out.
-    pub fn access(&self, client: IpAddr, head: &Parts, answer: &Answer, is_probe: bool) {
+    pub fn access(&self, client: &str, head: &Parts, answer: &Answer, is_probe: bool) {
         let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else { return };
-        // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
-        let client = client.to_canonical();
-        let (method, target, version) = (&head.method, head.uri.to_string(), head.version);
-        let status = answer.status.as_u16();
+        let target = match (head.uri.scheme(), head.uri.path_and_query()) {
+            (None, Some(target)) => Cow::Borrowed(target.as_str()),
+            _ => Cow::Owned(head.uri.to_string()),
+        };
+        let (method, status) = (head.method.as_str(), answer.status.as_str());
+        let version = if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         let bytes = if method == Method::HEAD { 0 } else { answer.body.len() };
         stream.line(|line, Utc { date, common_date, time, .. }| {
             if self.json {
-                let (method, target) = (quote(method.as_str()), quote(&target));
+                let (method, target) = (quote(method), quote(&target));
                 _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-                _ = write!(line, r#""target":{target},"version":"{version:?}","status":{status},"#);
+                _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"#);
                 _ = write!(line, r#""bytes":{bytes}}}"#);
-            } else {
-                _ = write!(line, "{client} - - [{common_date} {time}] \"{method} ");
-                escape(line, &target);
-                _ = write!(line, " {version:?}\" {status} {bytes}");
+                return;
             }
+            // One formatted number, where one format for all took 1,000 instructions more.
+            for part in [client, " - - [", common_date, " ", time, "] \"", method, " "] {
+                line.push_str(part);
+            }
+            escape(line, &target);
+            for part in [" ", version, "\" ", status, " "] {
+                line.push_str(part);
+            }
+            _ = write!(line, "{bytes}");
         });
     }
 
@@ -110,21 +142,6 @@ struct State {
 }
 
 impl Stream {
-    /// Where no thread can be started the lines are dropped, once that is said: a worker that wrote them could be
-    /// held by their reader.
-    fn start(name: &str, write: fn(&[u8]) -> io::Result<()>, metrics: &'static Metrics) -> Arc<Self> {
-        let state = State { waiting: String::new(), writing: false, has_writer: true, now: Utc::at(0) };
-        let stream = Arc::new(Stream { state: Mutex::new(state), changed: Condvar::new(), write, metrics });
-        let shared = Arc::clone(&stream);
-        let writer = thread::Builder::new().name(name.to_owned()).spawn(move || shared.write_out());
-        if let Err(error) = writer {
-            let mut stderr = io::stderr();
-            _ = writeln!(stderr, "timber: cannot start a thread for the {name}, so there is none: {error}");
-            stream.lock().has_writer = false;
-        }
-        stream
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // A thread that panicked while it logged left at worst half a line.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,8 +173,9 @@ impl Stream {
             let idle = |state: &mut State| state.waiting.is_empty();
             state = self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
             state.writing = true;
-            std::mem::swap(&mut lines, &mut state.waiting);
             drop(state);
+            thread::sleep(GATHER);
+            mem::swap(&mut lines, &mut self.lock().waiting);
             if (self.write)(lines.as_bytes()).is_err() {
                 self.metrics.dropped_lines.fetch_add(lines.lines().count() as u64, Relaxed);
             }
@@ -218,11 +236,12 @@ pub fn quote(text: &str) -> String {
 
 /// Escapes what could end a line, close its quotes or drive a terminal.
 fn escape(line: &mut String, text: &str) {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        return line.push_str(text);
+    }
     for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' | 0..=0x1f | 0x7f.. => _ = write!(line, "\\x{byte:02x}"),
-            _ => line.push(char::from(byte)),
-        }
+        _ = if is_plain(byte) { line.write_char(char::from(byte)) } else { write!(line, "\\x{byte:02x}") };
     }
 }
 

@@ -1,16 +1,18 @@
 //! The process edge: arguments, variables, signals and the exit code. Nothing else touches the process.
 
 use std::process::{self, ExitCode};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use std::{env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll};
+use std::{
+    cell::LazyCell, env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll, thread,
+};
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use timber::config::{self, Command, Config};
 use timber::server::{self, Server, is_first};
-use timber::{api, api::App, healthcheck, host, host::Facts, log, log::Log, metrics::Metrics};
+use timber::{api, api::App, healthcheck, host, log, log::Log, metrics::Metrics};
 
 /// Could not start, or a stop cut requests short.
 const FAILURE: u8 = 1;
@@ -44,12 +46,12 @@ fn main() -> ExitCode {
             Err(line) => complain(&[format!("unhealthy: {line}")], FAILURE),
         },
         Command::Serve => {
-            let facts = host::facts(Path::new("/")); // first: below, a low limit of open files could prevent it
+            let files = host::open_files(); // first: below, a low limit could prevent it
             Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|error| format!("cannot start: {error}"))
-                .and_then(|runtime| runtime.block_on(serve(config, &facts)))
+                .and_then(|runtime| runtime.block_on(serve(config, files)))
                 .unwrap_or_else(|mistake| complain(&[mistake], FAILURE))
         }
     }
@@ -68,14 +70,22 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Serves until a signal says stop, and returns what the process ends with.
+/// Serves until a signal says stop, and returns what the process ends with. `files` may be open at once.
 ///
 /// # Errors
 /// Why it cannot start, in one line.
-async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
+async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, String> {
     let (started, pid) = (Instant::now(), process::id());
-    let workers = config.workers.unwrap_or_else(|| facts.workers());
-    let room = facts.connections(workers)?.unwrap_or(usize::MAX);
+    // Streams, listener and signals, and for each worker epoll, its wake-up and a listener.
+    let own =
+        16 + 4 * config.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
+    let room = files.unwrap_or(usize::MAX).saturating_sub(own);
+    if room == 0 {
+        let files = files.unwrap_or_default();
+        return Err(format!(
+            "cannot start: it may open {files} files (ulimit -n), and needs more than {own}"
+        ));
+    }
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = Signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
@@ -94,9 +104,8 @@ async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
         ));
         config.max_connections = room;
     }
-    let app = Box::leak(Box::new(App {
+    let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
-        host_name: facts.host_name.clone().unwrap_or_else(|| "unknown".to_owned()),
         pid,
         port: address.port(),
         started,
@@ -104,17 +113,23 @@ async fn serve(mut config: Config, facts: &Facts) -> Result<ExitCode, String> {
         draining: AtomicBool::new(false),
         metrics,
     }));
-    let server = Box::leak(Box::new(Server::new(config, app, log.clone())));
-    let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
+    let server: &Server = Box::leak(Box::new(Server::new(config, app, log.clone())));
+    // The first worker serves before the system is asked for what a talk likes to show.
+    let facts = LazyCell::new(|| host::facts(Path::new("/")));
+    let workers = || server.config.workers.unwrap_or_else(|| facts.workers());
+    let serving = server.start(&listener, workers);
+    log.start();
+    let (workers, accepting) = serving.map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
     log.info(format_args!("Listening at: http://{address} ({pid})"));
     log.info(format_args!("Using workers: {workers}"));
-    log.info(format_args!("{facts}"));
+    log.info(format_args!("{}", *facts));
     log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = signals.next().await;
+    app.draining.store(true, Relaxed);
     log.info(format_args!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
     let is_drained = is_first(server.drain(listener, accepting), signals.next()).await;

@@ -129,43 +129,51 @@ impl Server {
         Server { config, app, log, timers, permits, stopped, closing, close, busy, idle }
     }
 
-    /// Serves until [`Server::drain`] on threads of its own, or on this one where none can be started. Returns how
-    /// many workers there are, and what tells that all have stopped accepting: the channel closes.
+    /// Serves until [`Server::drain`] on threads of its own, or on this one where none can be started. Asks for
+    /// their number when the first is at work. Returns how many there are, and what tells that all have stopped
+    /// accepting: the channel closes.
     ///
     /// # Errors
     /// When the listener cannot be shared.
     pub fn start(
         &'static self,
         listener: &StdListener,
-        workers: usize,
+        workers: impl FnOnce() -> usize,
     ) -> io::Result<(usize, mpsc::Receiver<()>)> {
         let (alive, accepting) = mpsc::channel(1);
-        for started in 0..workers {
-            let accept = self.accept(listener.try_clone()?, alive.clone());
-            // A connection never moves to another worker.
-            let worker = move || match Builder::new_current_thread().enable_io().build() {
-                Ok(runtime) => runtime.block_on(async {
-                    accept.await;
-                    pending::<()>().await; // connections still run here; the thread ends with the process
-                }),
-                Err(error) => self.log.error(format_args!("A worker cannot run: {error}")),
-            };
-            let name = format!("worker-{}", started + 1);
-            if let Err(error) = thread::Builder::new().name(name).spawn(worker) {
-                self.log.warning(format_args!("Worker {} cannot start: {error}", started + 1));
-                if started == 0 {
-                    tokio::spawn(self.accept(listener.try_clone()?, alive));
-                }
-                return Ok((started.max(1), accepting));
+        if !self.start_worker(1, self.accept(listener.try_clone()?, alive.clone())) {
+            tokio::spawn(self.accept(listener.try_clone()?, alive));
+            return Ok((1, accepting));
+        }
+        let workers = workers();
+        for number in 2..=workers {
+            if !self.start_worker(number, self.accept(listener.try_clone()?, alive.clone())) {
+                return Ok((number - 1, accepting));
             }
         }
         Ok((workers, accepting))
     }
 
+    fn start_worker(&'static self, number: usize, accept: impl Future + Send + 'static) -> bool {
+        // A connection never moves to another worker.
+        let worker = move || match Builder::new_current_thread().enable_io().build() {
+            Ok(runtime) => runtime.block_on(async {
+                accept.await;
+                pending::<()>().await; // connections still run here; the thread ends with the process
+            }),
+            Err(error) => self.log.error(format_args!("Worker {number} cannot run: {error}")),
+        };
+        let started = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
+        if let Err(error) = &started {
+            self.log.warning(format_args!("Worker {number} cannot start: {error}"));
+        }
+        started.is_ok()
+    }
+
     /// A timer of the runtime that has them, for use on any.
-    pub fn sleep(&self, duration: Duration) -> Sleep {
+    pub fn sleep_until(&self, deadline: Instant) -> Sleep {
         let _timers = self.timers.enter();
-        sleep(duration)
+        sleep_until(deadline)
     }
 
     async fn accept(&'static self, listener: StdListener, _alive: mpsc::Sender<()>) {
@@ -183,7 +191,7 @@ impl Server {
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
                         self.log.error(format_args!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
-                        self.sleep(ACCEPT_PAUSE).await;
+                        self.sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                 }
             }
@@ -208,11 +216,10 @@ impl Server {
         Busy(self)
     }
 
-    /// Stops within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once the workers have let go of the listener, all that
+    /// Stops, where [`App::draining`] says so already, within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once the workers have let go of the listener, all that
     /// waits in its queue is taken in one go, with nothing served in between (a queue that is served while it is
     /// emptied never empties).
     pub async fn drain(&'static self, listener: StdListener, mut accepting: mpsc::Receiver<()>) {
-        self.app.draining.store(true, Relaxed);
         sleep(self.config.drain_delay).await;
         let end = Instant::now() + self.config.drain_deadline;
 

@@ -158,7 +158,7 @@ impl Container {
         eventually(&format!("{part:?} of {self}"), || {
             let log = self.log();
             let state = inspect(&self.0, "State");
-            assert!(log.contains(part) || state["Running"] == true, "no {part:?} in {log}");
+            assert!(log.contains(part) || state["Running"] == true, "no {part:?} in {log}{state}");
             log.contains(part).then_some(())
         });
     }
