@@ -181,19 +181,27 @@ fn check(head: &Parts) -> Result<(), Failure> {
 
 /// `HOST[:PORT]` as in RFC 3986 section 3.2.2, which allows an empty one.
 fn is_host(value: &HeaderValue) -> bool {
-    let Ok(value) = value.to_str() else { return false };
-    let (host, port) = match value.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (value, ""),
-    };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
-    let is_escape =
-        |part: &str| part.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    port.bytes().all(|byte| byte.is_ascii_digit())
-        && match host.strip_prefix('[') {
-            Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
-            None => host.bytes().all(is_name) && host.split('%').skip(1).all(is_escape),
-        }
+    let mut rest = value.as_bytes();
+    if let [b'[', literal @ ..] = rest {
+        let Some(end) = literal.iter().position(|byte| *byte == b']') else { return false };
+        let ip = str::from_utf8(&literal[..end]).ok().and_then(|ip| ip.parse::<Ipv6Addr>().ok());
+        rest = &literal[end + 1..];
+        return ip.is_some() && (rest.is_empty() || is_port(rest));
+    }
+    loop {
+        rest = match rest {
+            [] => return true,
+            [b':', ..] => return is_port(rest),
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~', rest @ ..] => rest,
+            [b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=', rest @ ..] => rest,
+            _ => return false,
+        };
+    }
+}
+
+fn is_port(rest: &[u8]) -> bool {
+    matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit))
 }
 
 /// The index of the route that the target names.

@@ -76,16 +76,18 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
 /// Why it cannot start, in one line.
 async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, String> {
     let (started, pid) = (Instant::now(), process::id());
-    // Streams, listener and signals, and for each worker epoll, its wake-up and a listener.
-    let own =
-        16 + 4 * config.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
-    let room = files.unwrap_or(usize::MAX).saturating_sub(own);
-    if room == 0 {
-        let files = files.unwrap_or_default();
-        return Err(format!(
-            "cannot start: it may open {files} files (ulimit -n), and needs more than {own}"
-        ));
-    }
+    // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener. How many
+    // workers there will be is asked, which takes a while, only where it matters.
+    let own = |workers: usize| 16 + 4 * workers;
+    let room = match files.filter(|files| *files < config.max_connections + own(256)) {
+        None => config.max_connections,
+        Some(files) => {
+            let own =
+                own(config.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into)));
+            let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
+            files.checked_sub(own).filter(|room| *room > 0).ok_or(format!("cannot start: {limit}"))?
+        }
+    };
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = Signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
