@@ -181,6 +181,7 @@ fn check(head: &Parts) -> Result<(), Failure> {
 
 /// `HOST[:PORT]` as in RFC 3986 section 3.2.2, which allows an empty one.
 fn is_host(value: &HeaderValue) -> bool {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     let mut rest = value.as_bytes();
     if let [b'[', literal @ ..] = rest {
         let Some(end) = literal.iter().position(|byte| *byte == b']') else { return false };
@@ -193,8 +194,7 @@ fn is_host(value: &HeaderValue) -> bool {
             [] => return true,
             [b':', ..] => return is_port(rest),
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            [b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~', rest @ ..] => rest,
-            [b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=', rest @ ..] => rest,
+            [byte, rest @ ..] if is_name(*byte) => rest,
             _ => return false,
         };
     }

@@ -129,7 +129,7 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
         }
         _ => {}
     }
-    let lines = unread.iter().filter(|byte| **byte == b'\n').count();
+    let lines = unread.split(|byte| *byte == b'\n').count() - 1;
     if !error.is_parse_too_large() {
         Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
     } else if unread.len() < MAX_HEAD && lines <= 100 {

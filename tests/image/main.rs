@@ -8,11 +8,13 @@ mod support;
 mod builds;
 mod containers;
 mod contents;
+mod costs;
 mod docker;
 
 use std::{
     env, fs,
     io::Write,
+    net::SocketAddr,
     path::Path,
     process::{self, Command, Stdio},
     thread,
@@ -23,8 +25,8 @@ use docker::{
     Container, Image, MUSL_BINARY, ROOT, assert_static, build, command, context, contributors, copy_out,
     docker, edit, eventually, image, inspect, output, run, try_build, undisturbed,
 };
-use rustix::process::{Signal, geteuid};
+use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};
-use support::{Timber, ask, connect, get};
+use support::{Answer, Timber, ask, connect, get};
 
 const RELEASES: [usize; 2] = [1, 2];
