@@ -46,8 +46,12 @@ pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr, b
     while let Some(parked) = Box::pin(talk(server, stream, client, until)).await {
         drop(busy);
         (stream, until) = parked;
-        let readable = poll_fn(|context| stream.poll_read_ready(context));
-        if !is_first(readable, server.sleep_until(until)).await {
+        let mut timer = pin!(server.sleep_until(until));
+        let is_readable = poll_fn(|context| match stream.poll_read_ready(context) {
+            Poll::Ready(_) => Poll::Ready(true),
+            Poll::Pending => timer.as_mut().poll(context).map(|()| false),
+        });
+        if !is_readable.await {
             return;
         }
         busy = server.busy();
