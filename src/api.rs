@@ -227,7 +227,7 @@ fn find(head: &Parts) -> Option<usize> {
 
 /// The path as the original compares it: percent-decoded, slashes in front of it as one, one slash behind it
 /// as none, and `/v1/index`, with anything behind the v, as `/index`. None if it is not text.
-fn normalize(path: &str) -> Option<String> {
+pub fn normalize(path: &str) -> Option<String> {
     let decoded = String::from_utf8(percent_decode(path)).ok()?;
     let trimmed = decoded.strip_suffix('/').unwrap_or(&decoded).trim_start_matches('/');
     let name = match trimmed.split_once('/') {

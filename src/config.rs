@@ -152,7 +152,7 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
     let (mut config, mut command, mut mistakes) = (Config::default(), Command::Serve, Vec::new());
     let mut take = |config: &mut Config, setting: &str, name: &str, value: &str| {
         if let Err(form) = config.set(setting, value) {
-            mistakes.push(format!("{name} {value:?}: expected {form}"));
+            mistakes.push(format!("{} {value:?}: expected {form}", name.escape_debug()));
         }
     };
     for (name, value) in variables.iter().filter(|(name, value)| !is_service_link(name, value)) {

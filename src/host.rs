@@ -96,7 +96,7 @@ fn read_only_root(mounts: &str) -> Option<bool> {
 }
 
 fn thousandths(quota: u64, period: u64) -> Option<u64> {
-    (quota * 1000).checked_div(period)
+    quota.checked_mul(1000)?.checked_div(period)
 }
 
 fn number(path: &Path) -> Option<u64> {

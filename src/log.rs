@@ -74,45 +74,13 @@ impl Log {
 
     fn event(&self, level: &str, message: fmt::Arguments) {
         let (pid, message) = (process::id(), message.to_string());
-        self.events.line(|line, Utc { date, time, .. }| {
-            _ = if self.json {
-                write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"#)
-                    .and_then(|()| write!(line, r#""message":{}}}"#, quote(&message)))
-            } else {
-                let message = message.replace(char::is_control, " ");
-                write!(line, "[{date} {time} +0000] [{pid}] [{level}] {message}")
-            };
-        });
+        self.events.line(|line, now| event_line(line, now, self.json, level, pid, &message));
     }
 
     /// Writes the line of one request, unless it is one that is left out.
     pub fn access(&self, client: &str, head: &Parts, answer: &Answer, is_probe: bool) {
         let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else { return };
-        let target = match (head.uri.scheme(), head.uri.path_and_query()) {
-            (None, Some(target)) => Cow::Borrowed(target.as_str()),
-            _ => Cow::Owned(head.uri.to_string()),
-        };
-        let (method, status) = (head.method.as_str(), answer.status.as_str());
-        let version = if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-        let bytes = if method == Method::HEAD { 0 } else { answer.body.len() };
-        stream.line(|line, Utc { date, common_date, time, .. }| {
-            if self.json {
-                let (method, target) = (quote(method), quote(&target));
-                _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-                _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"#);
-                _ = write!(line, r#""bytes":{bytes}}}"#);
-                return;
-            }
-            // One formatted number, where one format for all took 1,000 instructions more.
-            for part in [client, " - - [", common_date, " ", time, "] \"", method, " "] {
-                line.push_str(part);
-            }
-            escape(line, &target);
-            for part in [" ", version, "\" ", status, " "] {
-                line.push_str(part);
-            }
-            _ = write!(line, "{bytes}");
-        });
+        stream.line(|line, now| access_line(line, now, self.json, client, head, answer));
     }
 
     /// Waits until all lines are written, but no longer than `most` for each stream: its reader may have stopped.
@@ -122,6 +90,46 @@ impl Log {
             drop(stream.changed.wait_timeout_while(stream.lock(), most, busy));
         }
     }
+}
+
+/// The text of an event, without the line's end.
+pub fn event_line(line: &mut String, now: &Utc, json: bool, level: &str, pid: u32, message: &str) {
+    let Utc { date, time, .. } = now;
+    _ = if json {
+        write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"#)
+            .and_then(|()| write!(line, r#""message":{}}}"#, quote(message)))
+    } else {
+        let message = message.replace(char::is_control, " ");
+        write!(line, "[{date} {time} +0000] [{pid}] [{level}] {message}")
+    };
+}
+
+/// The text about a request, without the line's end.
+pub fn access_line(line: &mut String, now: &Utc, json: bool, client: &str, head: &Parts, answer: &Answer) {
+    let Utc { date, common_date, time, .. } = now;
+    let target = match (head.uri.scheme(), head.uri.path_and_query()) {
+        (None, Some(target)) => Cow::Borrowed(target.as_str()),
+        _ => Cow::Owned(head.uri.to_string()),
+    };
+    let (method, status) = (head.method.as_str(), answer.status.as_str());
+    let version = if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    let bytes = if method == Method::HEAD { 0 } else { answer.body.len() };
+    if json {
+        let (method, target) = (quote(method), quote(&target));
+        _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
+        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"#);
+        _ = write!(line, r#""bytes":{bytes}}}"#);
+        return;
+    }
+    // One formatted number, where one format for all took 1,000 instructions more.
+    for part in [client, " - - [", common_date, " ", time, "] \"", method, " "] {
+        line.push_str(part);
+    }
+    escape(line, &target);
+    for part in [" ", version, "\" ", status, " "] {
+        line.push_str(part);
+    }
+    _ = write!(line, "{bytes}");
 }
 
 /// A stream with the lines that wait for it.

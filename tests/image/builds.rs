@@ -2,7 +2,7 @@
 
 use super::*;
 
-const DOCKERFILES: [(usize, &str); 2] = [(1, "Dockerfile"), (2, "Dockerfile.musl")];
+pub const DOCKERFILES: [(usize, &str); 2] = [(1, "Dockerfile"), (2, "Dockerfile.musl")];
 
 #[test]
 #[ignore = "needs Docker Engine"]

@@ -1,5 +1,7 @@
 //! What is in the images.
 
+use auditable_info::Limits;
+
 use super::*;
 
 /// Bytes of image 2, which is one file. To be lowered whenever it can be.
@@ -54,7 +56,7 @@ fn image_2_is_one_static_file() {
     let files: String = layers.map(|layer| run(&format!("tar -tf {at}/{layer}"))).collect();
     assert_eq!(files, "timber\n");
 
-    let file = copy_out(dir.path());
+    let file = copy_out(&image(2), dir.path());
     assert_static(&file);
     let machine = |file: &Path| fs::read(file).unwrap()[18..20].to_vec();
     assert_eq!(machine(&file), machine(&env::current_exe().unwrap()), "it is built for another machine");
@@ -73,6 +75,32 @@ fn image_2_is_within_its_budget() {
 }
 
 #[test]
+#[ignore = "needs Docker Engine"]
+fn a_scanner_can_read_the_crates_out_of_a_release() {
+    let lock = fs::read_to_string(Path::new(ROOT).join("Cargo.lock")).unwrap();
+    for (release, dockerfile) in DOCKERFILES {
+        let image = Image::new(&format!("auditable-{release}"));
+        build(&format!("docker build -f {dockerfile} -t {} --build-arg AUDITABLE=1 .", image.0), ROOT);
+        let dir = tempfile::tempdir().unwrap();
+        let [listed, plain] =
+            [&image.0, &self::image(release)].map(|name| inspect(name, "Size").as_u64().unwrap());
+        println!("image {release}: the list takes {} bytes", listed.saturating_sub(plain));
+        let file = copy_out(&image.0, dir.path());
+        let list =
+            auditable_info::audit_info_from_file(&file, Limits::default()).expect("the binary has a list");
+        for package in &list.packages {
+            let locked = format!("name = \"{}\"\nversion = \"{}\"\n", package.name, package.version);
+            assert!(lock.contains(&locked), "{locked} is in image {release}, but not in Cargo.lock");
+        }
+        let names: Vec<_> = list.packages.iter().map(|package| package.name.as_str()).collect();
+        for name in ["timber", "hyper", "tokio", "socket2", "serde_json", "http", "mio"] {
+            assert!(names.contains(&name), "{name} is not in {names:?}");
+        }
+        assert!(!names.contains(&"tempfile"), "what only tests use is in {names:?}");
+    }
+}
+
+#[test]
 #[ignore = "needs the musl target"]
 fn the_static_binary_can_be_had_without_docker() {
     assert_static(&MUSL_BINARY);
@@ -88,7 +116,7 @@ fn the_static_binary_can_be_had_without_docker() {
 fn the_file_of_image_2_is_all_it_takes_even_without_proc() {
     assert!(geteuid().is_root(), "this test needs root: only root may chroot");
     let dir = tempfile::tempdir().unwrap();
-    copy_out(dir.path());
+    copy_out(&image(2), dir.path());
     let mut chroot = Command::new("chroot");
     chroot.arg(dir.path()).args(["/timber", "--bind", "127.0.0.1:0"]);
     chroot.env_clear().env("PATH", "/usr/sbin:/usr/bin").stdout(Stdio::piped()).stderr(Stdio::piped());

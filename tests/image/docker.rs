@@ -231,10 +231,9 @@ pub fn edit(file: &Path, from: &str, to: &str) {
     fs::write(file, text.replacen(from, to, 1)).unwrap();
 }
 
-/// Copies `/timber` of image 2 into a directory.
-pub fn copy_out(dir: &Path) -> PathBuf {
-    let container =
-        Container(docker(&format!("create --label timber.test=true {}", image(2))).trim().to_owned());
+/// Copies `/timber` of an image into a directory.
+pub fn copy_out(image: &str, dir: &Path) -> PathBuf {
+    let container = Container(docker(&format!("create --label timber.test=true {image}")).trim().to_owned());
     docker(&format!("cp {container}:/timber {}", dir.display()));
     dir.join("timber")
 }

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use builds::DOCKERFILES;
 use docker::{
     Container, Image, MUSL_BINARY, ROOT, assert_static, build, command, context, contributors, copy_out,
     docker, edit, eventually, image, inspect, output, run, try_build, undisturbed,

@@ -1,0 +1,109 @@
+//! The invariants of tests/support/invariants.rs, with some hundred inputs each that every run makes up anew.
+
+#[path = "support/invariants.rs"]
+mod invariants;
+
+use std::net::IpAddr;
+
+use hyper::header::{ACCEPT, HOST, HeaderName};
+use hyper::http::request::Parts;
+use proptest::prelude::*;
+use proptest::{collection::vec, sample::select};
+
+/// Paths that come close to a route, the characters that text formats escape, and anything else.
+const TARGET: &str = "(/{0,3}(v.?/)?(index|healthz|version|nope)?/{0,2}|/?[!-~]{0,20}|(http://|//)[!-~]{0,9}(/[!-~]{0,9})?\
+                      |(/(%[0-9A-Fa-f]{2}|[!-~é])){0,9}|\\PC{0,9})";
+const HOST_VALUE: &str = "([a-z0-9.:]{0,9}|[ -~\t]{0,9}|\\PC{0,9})";
+const ACCEPT_VALUE: &str = "(text/html(; ?q=[01.]{0,3})?,? ?){0,2}([ -~]{0,9})";
+
+fn head() -> impl Strategy<Value = Parts> {
+    let method = select(&["GET", "HEAD", "OPTIONS", "POST", "CONNECT", "get", "X"][..]);
+    let accept = proptest::option::of(ACCEPT_VALUE);
+    let headers = (vec(HOST_VALUE, 0..3), accept, proptest::option::of("https?"));
+    (method, TARGET, headers).prop_filter_map(
+        "hyper refuses it",
+        |(method, target, (hosts, accept, proto))| {
+            let hosts = hosts.iter().map(|host| (HOST, host.as_bytes()));
+            let accept = accept.iter().map(|accept| (ACCEPT, accept.as_bytes()));
+            let proto =
+                proto.iter().map(|proto| (HeaderName::from_static("x-forwarded-proto"), proto.as_bytes()));
+            invariants::head(
+                method.as_bytes(),
+                target.as_bytes(),
+                &hosts.chain(accept).chain(proto).collect::<Vec<_>>(),
+            )
+        },
+    )
+}
+
+/// What a user types, with a mistake now and then.
+const VALUE: &str =
+    "([0-9]{1,20}(s|ms|)|off|on|all|text|json|\\[?[0-9a-f:.]{0,9}\\]?:?[0-9]{0,6}|\\PC{0,70}|(?s).{0,3})";
+const SETTING: &str = "(bind|workers|drain-delay|drain-deadline|idle-timeout|header-timeout|exchange-timeout\
+                       |max-connections|access-log|log-format|release|no-access-log|(?s).{0,5})";
+
+fn arguments() -> impl Strategy<Value = Vec<String>> {
+    let flag = (SETTING, VALUE).prop_map(|(setting, value)| format!("--{setting}={value}"));
+    let word =
+        prop_oneof![SETTING.prop_map(|setting| format!("--{setting}")), VALUE, "(-[a-zA-Z]|healthcheck)"];
+    vec(prop_oneof![flag, word], 0..5)
+}
+
+fn variables() -> impl Strategy<Value = Vec<(String, String)>> {
+    let name = SETTING.prop_map(|setting| format!("TIMBER_{}", setting.to_uppercase().replace('-', "_")));
+    vec((prop_oneof![4 => name, 1 => Just("PORT".to_owned()), 1 => "(?s).{0,5}"], VALUE), 0..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_request_has_one_of_few_answers_and_one_line(
+        head in head(),
+        client in any::<IpAddr>(),
+        second in 0..1_u64 << 40,
+    ) {
+        let (_, answer) = invariants::answer(&head);
+        invariants::lines(second, &client.to_string(), &head, &answer);
+    }
+
+    #[test]
+    fn each_event_has_one_line(message in "(?s).{0,30}", second in 0..1_u64 << 40) {
+        invariants::event_lines(second, &message);
+    }
+
+    #[test]
+    fn a_normal_path_is_its_own_normal_form(path in TARGET) {
+        invariants::normal_path(&path);
+    }
+
+    #[test]
+    fn spellings_of_a_path_that_mean_the_same_lead_to_the_same_route(
+        route in select(&["/index", "/healthz", "/readyz", "/version", "/metrics", "/openapi.json"][..]),
+        slashes in "/{1,3}",
+        version in "(v[^/?#%]{1,5}/)?",
+        encoded in vec(any::<bool>(), 12),
+        end in "/?",
+    ) {
+        let encode = |byte: u8, is_encoded| if is_encoded { format!("%{byte:02x}") } else { char::from(byte).into() };
+        let name: String = route[1..].bytes().zip(encoded).map(|(byte, is)| encode(byte, is)).collect();
+        let target = format!("{slashes}{}{name}{end}", if route == "/index" { &version } else { "" });
+        // Two slashes at the start of a whole target are a path, too: only behind a scheme do they lead to a host.
+        if let Some(head) = invariants::head(b"GET", target.as_bytes(), &[(HOST, b"a")]) {
+            prop_assert_eq!(invariants::answer(&head).0, Some(route), "{}", target);
+        }
+    }
+
+    #[test]
+    fn settings_are_in_range_or_each_mistake_has_its_line(arguments in arguments(), variables in variables()) {
+        invariants::configuration(&arguments, &variables);
+    }
+
+    #[test]
+    fn whatever_the_kernel_says_there_is_room_to_serve(
+        files in vec("(0::/|[0-9]{1,20}|max|[0-9]{1,20} [0-9]{1,20}|(?s).{0,40})\n?", invariants::HOST_FILES.len()),
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        invariants::host_facts(root.path(), &files.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}

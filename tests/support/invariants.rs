@@ -1,0 +1,218 @@
+//! What holds whatever comes in. tests/properties.rs tries some hundred inputs of each kind, fuzz/ as many as it is
+//! given time for.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{fs, path::Path, sync::LazyLock, sync::atomic::AtomicBool, time::Duration, time::Instant};
+
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri, http::request::Parts};
+use serde_json::{Value, json};
+use timber::api::{self, Answer, App, ROUTES};
+use timber::{config, config::Config, host, log, log::Utc, metrics::Metrics};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+static APP: LazyLock<App> = LazyLock::new(|| App {
+    release: "dev".to_owned(),
+    pid: 1,
+    port: 8000,
+    started: Instant::now(),
+    started_at: 0,
+    draining: AtomicBool::new(false),
+    metrics: Box::leak(Box::new(Metrics::new(ROUTES.iter().map(|route| route.path)))),
+});
+
+/// A request as hyper would hand it over; none where it would not.
+pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Option<Parts> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(method).ok()?;
+    *request.uri_mut() = Uri::try_from(target).ok()?;
+    for (name, value) in headers {
+        request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
+    }
+    Some(request.into_parts().0)
+}
+
+/// The path of the route, and the answer. That is of one of the few kinds that there are, and what the client sent
+/// is in it in one place at most: the example of the 404.
+pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
+    let (index, answer) = api::answer(&APP, head, LOCAL);
+    let route = ROUTES.get(index).map(|route| route.path);
+    let body = str::from_utf8(&answer.body).expect("the body is text");
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let content_type = match route {
+        Some("/metrics") if reads => "text/plain; version=0.0.4; charset=utf-8",
+        Some("/") if reads => "text/html; charset=utf-8",
+        _ => "application/json; charset=utf-8",
+    };
+    let header = |name| answer.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+    assert_eq!(header(CONTENT_TYPE).unwrap(), content_type);
+    if header(ALLOW).is_some() {
+        assert_eq!(body, "");
+    } else if content_type.starts_with("application/json") {
+        let value: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+        match (route, answer.status) {
+            (Some(_), StatusCode::OK) => {}
+            (None, StatusCode::NOT_FOUND) => assert_documents_the_api(head, body, &value),
+            (_, status) => {
+                assert!([400, 501].contains(&status.as_u16()), "{status}: {body}");
+                let title = value["errors"].as_object().and_then(|errors| errors.keys().next());
+                assert_eq!(title.map(String::as_str), status.canonical_reason());
+            }
+        }
+    }
+    (route, answer)
+}
+
+fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
+    let header = |name| head.headers.get(name).map(|value: &HeaderValue| value.as_bytes());
+    let scheme = if header("x-forwarded-proto") == Some(b"https") { "https" } else { "http" };
+    let host = match (head.uri.authority(), header("host")) {
+        (Some(authority), _) => authority.to_string(),
+        (None, Some(host)) => String::from_utf8_lossy(host).into_owned(),
+        (None, None) => "localhost:8000".to_owned(),
+    };
+    let example = format!("{scheme}://{host}/index");
+    assert_eq!(value["documentation"]["handlers"]["/index"]["GET"]["examples"], json!([example]));
+    // But for that, it is the same document for everyone.
+    let plain =
+        self::head(b"GET", b"/nope", &[(HOST, b"a")]).map(|head| api::answer(&APP, &head, LOCAL).1).unwrap();
+    let plain =
+        str::from_utf8(&plain.body).unwrap().replace(r#""http://a/index""#, &json!(example).to_string());
+    assert_eq!(body, plain);
+}
+
+/// A path in its normal form has none other, where nothing in it is left to decode or to strip.
+pub fn normal_path(path: &str) {
+    if let Some(normal) = api::normalize(path) {
+        assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
+        if !normal.contains('%') && !normal.ends_with('/') {
+            assert_eq!(api::normalize(&normal).as_deref(), Some(normal.as_str()), "{path:?}");
+        }
+    }
+}
+
+/// One line for each request, and one for each event, in which nobody can forge another or hide a part.
+pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
+    let now = Utc::at(second);
+    let (method, target) = (head.method.as_str(), head.uri.to_string());
+    let access = |json| {
+        let mut line = String::new();
+        log::access_line(&mut line, &now, json, client, head, answer);
+        line
+    };
+    let line = access(false);
+    assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{line:?}");
+    let [before, request, after] = line.split('"').collect::<Vec<_>>()[..] else {
+        panic!("quotes in {line:?}")
+    };
+    assert!(before.ends_with("] ") && after.starts_with(' '), "{line:?}");
+    let [logged, escaped, version] = request.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
+    assert_eq!(
+        (logged, unescape(escaped).as_slice(), version),
+        (method, target.as_bytes(), "HTTP/1.1"),
+        "{line:?}"
+    );
+
+    let object = json_line(&access(true));
+    assert_eq!((&object["method"], &object["target"]), (&json!(method), &json!(target)));
+    assert_eq!(object["status"], answer.status.as_u16());
+    assert_eq!(object.as_object().map(serde_json::Map::len), Some(7), "{object}");
+}
+
+/// A message of this service with whatever got into it.
+pub fn event_lines(second: u64, message: &str) {
+    let event = |json| {
+        let mut line = String::new();
+        log::event_line(&mut line, &Utc::at(second), json, "INFO", 1, message);
+        line
+    };
+    let line = event(false);
+    assert!(!line.contains(char::is_control), "{line:?}");
+    assert_eq!(json_line(&event(true))["message"], message);
+}
+
+fn json_line(line: &str) -> Value {
+    assert!(!line.contains('\n'), "{line}");
+    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert!(value.is_object(), "{line}");
+    value
+}
+
+/// What `\x22` and the like in a line stand for.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut parts = text.split("\\x");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{text:?}")));
+        bytes.extend(rest.bytes());
+    }
+    bytes
+}
+
+/// Settings within the ranges that the messages state; or mistakes, each in one line that begins with what is wrong.
+pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
+    match config::parse(arguments, variables) {
+        Ok((_, config)) => assert_in_range(&config),
+        Err(mistakes) => {
+            assert!(!mistakes.is_empty());
+            let flags = arguments.iter().map(|argument| match argument.split_once('=') {
+                Some((name, _)) if name.starts_with('-') => name,
+                _ => argument,
+            });
+            let names: Vec<_> = flags.chain(variables.iter().map(|(name, _)| name.as_str())).collect();
+            for line in mistakes {
+                assert!(!line.contains(char::is_control), "{line:?}");
+                let names_it = |name: &&str| line.starts_with(&format!("{} ", name.escape_debug()));
+                assert!(names.iter().any(names_it) && line.contains(": expected "), "{line:?}");
+            }
+        }
+    }
+}
+
+fn assert_in_range(config: &Config) {
+    let day = Duration::from_hours(24);
+    let count = 1..=1_000_000;
+    assert!(
+        count.contains(&config.max_connections) && config.workers.is_none_or(|n| count.contains(&n)),
+        "{config:?}"
+    );
+    assert!(config.drain_delay <= day && config.drain_deadline <= day, "{config:?}");
+    for timeout in [config.idle_timeout, config.header_timeout, config.exchange_timeout] {
+        assert!(timeout > Duration::ZERO && timeout <= day, "{config:?}");
+    }
+    assert!((1..=64).contains(&config.release.chars().count()), "{config:?}");
+    if let Some(host) = &config.host {
+        let is_v6 = host.parse::<Ipv6Addr>().is_ok();
+        assert!(!host.is_empty() && (is_v6 || !host.contains(['[', ']', ':'])), "{config:?}");
+    }
+}
+
+/// The files of [`host_facts`], below a root.
+pub const HOST_FILES: [&str; 6] = [
+    "proc/self/cgroup",
+    "sys/fs/cgroup/memory.max",
+    "sys/fs/cgroup/cpu.max",
+    "sys/fs/cgroup/pids.max",
+    "proc/self/mounts",
+    "proc/self/status",
+];
+
+/// Whatever stands in these files, there is at least one worker, and every limit is one that was read.
+pub fn host_facts(root: &Path, texts: &[&str]) {
+    for (file, text) in HOST_FILES.iter().zip(texts) {
+        let file = root.join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    let facts = host::facts(root);
+    assert!(facts.workers() >= 1);
+    assert!(!facts.to_string().contains(char::is_control), "{facts}");
+    if let Some((quota, period)) = texts.get(2).and_then(|text| text.trim().split_once(' '))
+        && let (Ok(quota), Ok(period), Some(limit)) =
+            (quota.parse::<u64>(), period.parse::<u64>(), facts.cpu_limit)
+    {
+        assert_eq!(u128::from(limit), u128::from(quota) * 1000 / u128::from(period));
+    }
+}
