@@ -182,19 +182,10 @@ fn check(head: &Parts) -> Result<(), Failure> {
     }
 }
 
-/// By byte: may it stand in a name (RFC 3986 section 3.2.2)?
-static IS_NAME: [bool; 256] = {
-    let mut names: &[u8] = b"-._~!$&'()*+,;=0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut table = [false; 256];
-    while let [byte, rest @ ..] = names {
-        table[*byte as usize] = true;
-        names = rest;
-    }
-    table
-};
-
 /// `HOST[:PORT]` as in RFC 3986 section 3.2.2, which allows an empty one.
 fn is_host(value: &HeaderValue) -> bool {
+    let is_port = |rest: &[u8]| matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit));
+    let is_mark = |byte: u8| b"-.~_!$&'()*+,;=".contains(&byte);
     let mut rest = value.as_bytes();
     if let [b'[', literal @ ..] = rest {
         let Some(end) = literal.iter().position(|byte| *byte == b']') else { return false };
@@ -207,14 +198,10 @@ fn is_host(value: &HeaderValue) -> bool {
             [] => return true,
             [b':', ..] => return is_port(rest),
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            [byte, rest @ ..] if IS_NAME[usize::from(*byte)] => rest,
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || is_mark(*byte) => rest,
             _ => return false,
         };
     }
-}
-
-fn is_port(rest: &[u8]) -> bool {
-    matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit))
 }
 
 /// The index of the route that the target names.

@@ -54,6 +54,15 @@ impl Facts {
         let most = self.processes.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX);
         cpus.min(most.max(1))
     }
+
+    /// Connections that fit into the container's memory when each has sent all but the end of a head, for which hyper
+    /// holds 34 kB; none where no limit is seen.
+    pub fn connections(&self) -> Option<usize> {
+        const EACH: u64 = 40 * 1024;
+        const SERVICE: u64 = 4 * 1024 * 1024;
+        let room = self.memory_limit?.saturating_sub(SERVICE) / EACH;
+        usize::try_from(room.max(16)).ok()
+    }
 }
 
 impl fmt::Display for Facts {

@@ -128,6 +128,11 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     log.info(format_args!("Listening at: http://{address} ({pid})"));
     log.info(format_args!("Using workers: {workers}"));
     log.info(format_args!("{}", *facts));
+    if let Some(room) = facts.connections().filter(|room| server.limit(*room)) {
+        log.warning(format_args!(
+            "Serving {room} connections at once: more could take more memory than it may"
+        ));
+    }
     log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = signals.next().await;

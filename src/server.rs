@@ -170,6 +170,11 @@ impl Server {
         started.is_ok()
     }
 
+    /// Lowers the number of connections that may be open at once. True if it was higher.
+    pub fn limit(&self, connections: usize) -> bool {
+        self.permits.forget_permits(self.config.max_connections.saturating_sub(connections)) > 0
+    }
+
     /// A timer of the runtime that has them, for use on any.
     pub fn sleep_until(&self, deadline: Instant) -> Sleep {
         let _timers = self.timers.enter();
