@@ -4,7 +4,7 @@
 use super::*;
 
 /// User-mode instructions for one `GET /index` on a kept connection, without the access log and with it.
-const INSTRUCTIONS: [u64; 2] = [0, 0];
+const INSTRUCTIONS: [u64; 2] = [9_000, 10_500];
 
 /// Bytes of memory for a connection that has made a request and is kept open.
 const IDLE_CONNECTION: u64 = 1_500;
