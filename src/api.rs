@@ -24,8 +24,8 @@ pub struct App {
     pub metrics: &'static Metrics,
 }
 
-/// A response without its connection's part. Its headers are known beforehand, so that none is made for it: to build
-/// a map of them, and to check each byte of their values, took 1,500 of 9,700 instructions a request.
+/// A response without its connection's part. Its headers are known beforehand, so that none has to be made, checked
+/// and thrown away for a request.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: Headers,
@@ -121,13 +121,8 @@ const REVISION: Option<&str> = match option_env!("BUILD_REVISION") {
     _ => None,
 };
 const TARGET: &str = env!("BUILD_TARGET");
-const LIBC: &str = if cfg!(target_env = "musl") {
-    "musl"
-} else if cfg!(target_env = "gnu") {
-    "gnu"
-} else {
-    "other"
-};
+/// musl or gnu.
+const LIBC: &str = env!("BUILD_LIBC");
 
 /// The answer to one request, and the index of its route; past the end of [`ROUTES`] where it has none.
 pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Answer) {

@@ -17,8 +17,8 @@ Options, each with its variable and default; a flag beats its variable. TIME is 
   --drain-deadline TIME    TIMBER_DRAIN_DEADLINE    then cut what is still busy after this long [8s]
   --idle-timeout TIME      TIMBER_IDLE_TIMEOUT      close a kept connection without a request [75s]
   --header-timeout TIME    TIMBER_HEADER_TIMEOUT    refuse a request whose head takes longer [10s]
-  --exchange-timeout TIME  TIMBER_EXCHANGE_TIMEOUT  cut a request whose body, or reading, takes longer [30s]
-  --max-connections N      TIMBER_MAX_CONNECTIONS   connections open at once; more wait [10000]
+  --write-timeout TIME     TIMBER_WRITE_TIMEOUT     close a connection whose client does not take the answer [30s]
+  --max-connections N      TIMBER_MAX_CONNECTIONS   connections open at once, if files and memory allow; more wait [10000]
   --access-log WHICH       TIMBER_ACCESS_LOG        requests to log: off, on (all but probes) or all [on]
   --no-access-log                                   the same as --access-log off
   --log-format FORMAT      TIMBER_LOG_FORMAT        text or json [text]
@@ -26,7 +26,7 @@ Options, each with its variable and default; a flag beats its variable. TIME is 
   -h, --help
   -V, --version
 
-Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections; 2 bad configuration.
+Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections or was cut short by a second\nsignal; 2 bad configuration.
 ";
 
 /// What the command line asks for.
@@ -65,8 +65,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How long a request's head may take, or a new connection's first byte.
     pub header_timeout: Duration,
-    /// From the end of a request's head until its answer is with the kernel and its body is in.
-    pub exchange_timeout: Duration,
+    /// From the end of a request's head until its answer is with the kernel.
+    pub write_timeout: Duration,
     /// Connections open at once; further ones wait in the kernel's backlog.
     pub max_connections: usize,
     pub access_log: AccessLog,
@@ -88,10 +88,9 @@ impl Default for Config {
             // first must be the one who would not send next.
             idle_timeout: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10), // one packet's work, with room for some to be lost
-            // An answer takes microseconds: what takes long is a client that does not read it, or does not send
-            // what it has announced.
-            exchange_timeout: Duration::from_secs(30),
-            max_connections: 10_000, // 20 MB when all are idle
+            // An answer takes microseconds: what takes long is a client that does not read it.
+            write_timeout: Duration::from_secs(30),
+            max_connections: 10_000,
             access_log: AccessLog::AllButProbes,
             json_log: false,
             release: "dev".to_owned(),
@@ -124,7 +123,7 @@ impl Config {
             "drain-deadline" => self.drain_deadline = duration()?,
             "idle-timeout" => self.idle_timeout = timeout()?,
             "header-timeout" => self.header_timeout = timeout()?,
-            "exchange-timeout" => self.exchange_timeout = timeout()?,
+            "write-timeout" => self.write_timeout = timeout()?,
             "max-connections" => self.max_connections = count()?,
             "access-log" => {
                 self.access_log = match value {

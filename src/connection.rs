@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::{convert::Infallible, future, future::poll_fn, io, net::IpAddr, pin::Pin, pin::pin};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderValue};
-use hyper::{HeaderMap, Request, Response, StatusCode, server::conn::http1, service::service_fn};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Request, Response, StatusCode, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
@@ -18,15 +18,11 @@ use tokio::{net::TcpStream, sync::futures::Notified};
 use crate::server::{Busy, Server, is_first};
 use crate::{api, api::Failure, config::Config, metrics::Metrics};
 
-/// Bytes of a request's body that are read and thrown away so that the connection can be kept. No route takes
-/// a body; to close costs less than to read more.
-const MAX_BODY: usize = 64 * 1024;
-
 /// Bytes of a request's head, and of whatever is pipelined behind it, that are held at once: twice what the
 /// original took.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// How often a connection in hyper's hands is looked at: its deadlines are late by that much at most. After as long
+/// How often a connection in hyper's hands is looked at: its deadlines are wrong by that much at most. After as long
 /// without a request it is parked.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -37,7 +33,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
-/// is left of it are the socket and a timer; hyper with its buffers would be 13 kB.
+/// is left of it are the socket and a timer, and none of hyper's buffers.
 pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr, busy: Busy) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
@@ -66,15 +62,15 @@ async fn talk(
     client: IpAddr,
     until: Instant,
 ) -> Option<(TcpStream, Instant)> {
-    let Config { idle_timeout, header_timeout, exchange_timeout, .. } = server.config;
+    let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
     let activity = Arc::new(Activity::new(server.app.metrics, client));
-    let tick = (idle_timeout.min(header_timeout).min(exchange_timeout) / 4).min(TICK);
+    let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
     let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
-    let (is_set, is_closing, requests, since) = (false, false, 0, Instant::now());
+    let (is_registered, is_closing, requests, since) = (false, false, 0, Instant::now());
     let mut watch =
-        Watch { server, activity: &activity, tick, timer, close, is_set, is_closing, requests, since };
+        Watch { server, activity: &activity, tick, timer, close, is_registered, is_closing, requests, since };
     let mut http = http1::Builder::new();
-    // hyper's own timer is set anew for each request, which costs a sixth of its instructions.
+    // hyper's own timer would be set anew for each request; the deadlines of `Watch` cost next to nothing.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
 
     let (mut unread, mut refusal) = (Bytes::new(), None);
@@ -121,24 +117,22 @@ async fn talk(
     None
 }
 
-/// Why hyper took this for no request. Where the head was at fault, and not what it announces, it is still `unread`.
+/// Why hyper took this for no request. A head that it could not use is still `unread`.
 fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
     let mut lines = unread.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
-    let version = lines.find(|line| !line.is_empty()).unwrap_or_default().rsplit(|byte| *byte == b' ').next();
-    match version {
-        Some(b"HTTP/1.0" | b"HTTP/1.1") => {}
-        Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']) => {
-            let reason = "This server speaks HTTP/1.1 and HTTP/1.0";
-            return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason);
-        }
-        _ => {}
+    let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    if let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] = version
+        && !matches!((major, minor), (b'1', b'0' | b'1'))
+    {
+        let reason = "This server speaks HTTP/1.1 and HTTP/1.0";
+        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason);
     }
-    let lines = unread.split(|byte| *byte == b'\n').count() - 1;
-    if !error.is_parse_too_large() {
+    let more_lines = lines.count();
+    // hyper also calls a Content-Length too large that is near the end of 64 bits.
+    if !error.is_parse_too_large() || unread.len() < MAX_HEAD && more_lines <= 100 {
         Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
-    } else if unread.len() < MAX_HEAD && lines <= 100 {
-        Failure(StatusCode::PAYLOAD_TOO_LARGE, "The Content-Length is more than any body has")
-    } else if lines > 0 {
+    } else if more_lines > 0 {
         let reason = "The head takes more than 16 KiB or 100 fields";
         Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
     } else {
@@ -176,8 +170,10 @@ fn exchange(
         Some(failure) => (usize::MAX, failure.into()),
         None => api::answer(server.app, &head, activity.client),
     };
-    let keeps = body.is_end_stream() || discard(activity, &head.headers, body);
-    if !keeps || refusal.is_some() {
+    // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its end
+    // would have to be found.
+    let has_body = !body.is_end_stream();
+    if has_body || refusal.is_some() {
         activity.is_last.store(true, Relaxed);
     }
     if refusal.is_none() {
@@ -189,7 +185,7 @@ fn exchange(
     for (name, value) in answer.headers {
         head.headers.insert(name, value.clone());
     }
-    if !keeps || server.app.draining.load(Relaxed) {
+    if has_body || server.app.draining.load(Relaxed) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = Response::new(Full::new(answer.body));
@@ -197,24 +193,6 @@ fn exchange(
     *response.headers_mut() = head.headers;
     server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
     response
-}
-
-/// Reads a request's body in the background, for its own sake: what is unread when a connection closes can cost
-/// the client the answer. False if the connection cannot be kept: the body is too long, may be, or was offered
-/// and is declined (RFC 9110 section 10.1.1: a final answer instead of 100 Continue).
-fn discard(activity: &Arc<Activity>, headers: &HeaderMap, body: Incoming) -> bool {
-    if headers.contains_key(EXPECT) {
-        return false;
-    }
-    let keeps = body.size_hint().upper().is_some_and(|length| length <= MAX_BODY as u64);
-    let activity = Arc::clone(activity);
-    activity.bodies.fetch_add(1, Relaxed);
-    tokio::spawn(async move {
-        let mut body = Limited::new(body, MAX_BODY);
-        while let Some(Ok(_)) = body.frame().await {}
-        activity.bodies.fetch_sub(1, Relaxed);
-    });
-    keeps
 }
 
 /// What passes through a connection's socket and service. One thread uses it; these are atomic because a task has
@@ -227,8 +205,6 @@ struct Activity {
     requests: AtomicU32,
     /// Requests whose answers are not yet with the kernel.
     unanswered: AtomicU32,
-    /// Bodies that are being read.
-    bodies: AtomicU32,
     /// The socket is to end where there is nothing to read, and has done so.
     is_probed: AtomicBool,
     is_quiet: AtomicBool,
@@ -241,9 +217,9 @@ impl Activity {
         // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
         let client = client.to_canonical();
         let client_name = client.to_string();
-        let [requests, unanswered, bodies] = Default::default();
+        let [requests, unanswered] = Default::default();
         let [is_probed, is_quiet, is_last] = Default::default();
-        Activity { metrics, client, client_name, requests, unanswered, bodies, is_probed, is_quiet, is_last }
+        Activity { metrics, client, client_name, requests, unanswered, is_probed, is_quiet, is_last }
     }
 
     fn begin(&self) {
@@ -258,7 +234,7 @@ impl Activity {
     }
 
     fn is_answering(&self) -> bool {
-        self.unanswered.load(Relaxed) > 0 || self.bodies.load(Relaxed) > 0
+        self.unanswered.load(Relaxed) > 0
     }
 }
 
@@ -278,7 +254,7 @@ struct Watch<'a> {
     tick: Duration,
     timer: Pin<&'a mut Sleep>,
     close: Pin<&'a mut Notified<'static>>,
-    is_set: bool,
+    is_registered: bool,
     /// The server's closing has been seen.
     is_closing: bool,
     /// How many there were at the last look, and since when.
@@ -290,7 +266,7 @@ enum Look {
     Later,
     /// Poll hyper again: its socket may seem to have ended.
     Probe,
-    /// The answer or a body has taken too long.
+    /// The client does not take its answer.
     Overdue,
 }
 
@@ -299,17 +275,20 @@ impl Watch<'_> {
     fn look(&mut self, context: &mut Context) -> Look {
         self.activity.is_probed.store(false, Relaxed);
         let is_due = self.timer.is_elapsed();
-        let is_told = self.server.closing.load(Relaxed) && !self.is_closing;
-        if self.is_set && !is_due && !is_told {
-            return Look::Later;
-        }
-        // Polled once, they wake the task. To poll them at every request would take 480 instructions.
         if is_due {
             self.timer.as_mut().reset(Instant::now() + self.tick);
         }
-        _ = self.timer.as_mut().poll(context);
-        _ = self.close.as_mut().poll(context);
-        (self.is_set, self.is_closing) = (true, self.is_closing || is_told);
+        // Polled once, they wake the task: to poll them at every request would cost.
+        if is_due || !self.is_registered {
+            _ = self.timer.as_mut().poll(context);
+            _ = self.close.as_mut().poll(context);
+            self.is_registered = true;
+        }
+        let is_told = self.server.closing.load(Relaxed) && !self.is_closing;
+        if !is_due && !is_told {
+            return Look::Later;
+        }
+        self.is_closing |= is_told;
 
         let requests = self.activity.requests.load(Relaxed);
         let is_active = requests != self.requests;
@@ -317,7 +296,7 @@ impl Watch<'_> {
             (self.requests, self.since) = (requests, Instant::now());
         }
         if self.activity.is_answering() {
-            let is_overdue = self.since.elapsed() >= self.server.config.exchange_timeout;
+            let is_overdue = self.since.elapsed() >= self.server.config.write_timeout;
             return if is_overdue { Look::Overdue } else { Look::Later };
         }
         if is_told || is_due && !is_active {

@@ -55,8 +55,8 @@ impl Facts {
         cpus.min(most.max(1))
     }
 
-    /// Connections that fit into the container's memory when each has sent all but the end of a head, for which hyper
-    /// holds 34 kB; none where no limit is seen.
+    /// Connections that fit into the container's memory when each has sent all but the end of a long head; none where
+    /// no limit is seen. What the kernel holds for them is not counted.
     pub fn connections(&self) -> Option<usize> {
         const EACH: u64 = 40 * 1024;
         const SERVICE: u64 = 4 * 1024 * 1024;

@@ -79,7 +79,9 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener. How many
     // workers there will be is asked, which takes a while, only where it matters.
     let own = |workers: usize| 16 + 4 * workers;
-    let room = match files.filter(|files| *files < config.max_connections + own(256)) {
+    let room = match files
+        .filter(|files| *files < config.max_connections + own(config.workers.unwrap_or(256)))
+    {
         None => config.max_connections,
         Some(files) => {
             let own =
@@ -140,7 +142,7 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     log.info(format_args!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
     let is_drained = is_first(server.drain(listener, accepting), signals.next()).await;
-    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.unfinished());
+    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.load(Relaxed));
     let how = if is_drained { "" } else { ", at a second signal" };
     log.info(format_args!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"

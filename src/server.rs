@@ -23,7 +23,7 @@ const HANDSHAKE: Duration = Duration::from_millis(20);
 
 /// Between the closing of the listener and the closing of silent connections: a request that is on its way on
 /// a kept connection is still answered.
-const LINGER: Duration = Duration::from_millis(100);
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
 
 /// Linux's "address family not supported": IPv6 is switched off.
 const EAFNOSUPPORT: i32 = 97;
@@ -34,7 +34,7 @@ pub struct Server {
     pub app: &'static App,
     pub log: Log,
     /// The runtime that has the timers. A worker's runtime has none: it would ask the clock and look at its timers
-    /// for each request, which took 500 of 9,700 instructions.
+    /// for each request.
     timers: Handle,
     /// Connections that may still be opened.
     permits: Semaphore,
@@ -44,7 +44,7 @@ pub struct Server {
     pub closing: AtomicBool,
     pub close: Notify,
     /// Connections that may have something to do, and the call when there are none.
-    busy: AtomicUsize,
+    pub busy: AtomicUsize,
     idle: Notify,
 }
 
@@ -83,7 +83,7 @@ pub fn listen(config: &Config) -> Result<StdListener, String> {
     })
 }
 
-/// The one name that is known is localhost. To resolve others would take 30 kB of musl's resolver.
+/// The one name that is known is localhost. To resolve others would take musl's resolver into the image.
 pub fn address(host: &str) -> Option<IpAddr> {
     if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse().ok() }
 }
@@ -221,9 +221,9 @@ impl Server {
         Busy(self)
     }
 
-    /// Stops, where [`App::draining`] says so already, within one budget, the delay and the deadline. Nothing that the kernel has accepted for us is lost: once the workers have let go of the listener, all that
-    /// waits in its queue is taken in one go, with nothing served in between (a queue that is served while it is
-    /// emptied never empties).
+    /// Stops within one budget, the delay and the deadline. By now [`App::draining`] is to be set. Nothing that the
+    /// kernel has accepted for us is lost: once the workers have let go of the listener, all that waits in its queue is
+    /// taken in one go, with nothing served in between (a queue that is served while it is emptied never empties).
     pub async fn drain(&'static self, listener: StdListener, mut accepting: mpsc::Receiver<()>) {
         sleep(self.config.drain_delay).await;
         let end = Instant::now() + self.config.drain_deadline;
@@ -252,22 +252,17 @@ impl Server {
         }
 
         if self.app.metrics.connections.load(Relaxed) > 0 {
-            sleep_until(end.min(Instant::now() + LINGER)).await;
+            sleep_until(end.min(Instant::now() + LAST_REQUESTS)).await;
         }
         self.closing.store(true, Relaxed);
         self.close.notify_waiters();
         // What is parked needs no closing: it ends with the process, and is served until then.
         let idle = async {
-            while self.unfinished() > 0 {
+            while self.busy.load(Relaxed) > 0 {
                 self.idle.notified().await;
             }
         };
         _ = timeout_at(end, idle).await;
-    }
-
-    /// Connections that may have something to do.
-    pub fn unfinished(&self) -> usize {
-        self.busy.load(Relaxed)
     }
 }
 

@@ -39,7 +39,7 @@ fn head() -> impl Strategy<Value = Parts> {
 /// What a user types, with a mistake now and then.
 const VALUE: &str =
     "([0-9]{1,20}(s|ms|)|off|on|all|text|json|\\[?[0-9a-f:.]{0,9}\\]?:?[0-9]{0,6}|\\PC{0,70}|(?s).{0,3})";
-const SETTING: &str = "(bind|workers|drain-delay|drain-deadline|idle-timeout|header-timeout|exchange-timeout\
+const SETTING: &str = "(bind|workers|drain-delay|drain-deadline|idle-timeout|header-timeout|write-timeout\
                        |max-connections|access-log|log-format|release|no-access-log|(?s).{0,5})";
 
 fn arguments() -> impl Strategy<Value = Vec<String>> {

@@ -179,7 +179,7 @@ fn assert_in_range(config: &Config) {
         "{config:?}"
     );
     assert!(config.drain_delay <= day && config.drain_deadline <= day, "{config:?}");
-    for timeout in [config.idle_timeout, config.header_timeout, config.exchange_timeout] {
+    for timeout in [config.idle_timeout, config.header_timeout, config.write_timeout] {
         assert!(timeout > Duration::ZERO && timeout <= day, "{config:?}");
     }
     assert!((1..=64).contains(&config.release.chars().count()), "{config:?}");

@@ -195,7 +195,7 @@ impl Answer {
     }
 
     /// The answer, or what came instead.
-    pub fn try_read(stream: &mut TcpStream, has_no_body: bool) -> Result<Self, String> {
+    pub fn try_read(stream: &mut impl Read, has_no_body: bool) -> Result<Self, String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
