@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{fs, path::Path, sync::LazyLock, sync::atomic::AtomicBool, time::Duration, time::Instant};
 
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
-use hyper::{Method, Request, StatusCode, Uri, http::request::Parts};
+use hyper::{Method, Request, StatusCode, Uri, Version, http::request::Parts};
 use serde_json::{Value, json};
 use timber::api::{self, Answer, App, ROUTES};
 use timber::{config, config::Config, host, log, log::Utc, metrics::Metrics};
@@ -29,6 +29,10 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
     *request.uri_mut() = Uri::try_from(target).ok()?;
     for (name, value) in headers {
         request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
+    }
+    // The older version may leave Host out.
+    if !request.headers().contains_key(HOST) {
+        *request.version_mut() = Version::HTTP_10;
     }
     Some(request.into_parts().0)
 }
@@ -110,7 +114,7 @@ pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
     let [logged, escaped, version] = request.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
     assert_eq!(
         (logged, unescape(escaped).as_slice(), version),
-        (method, target.as_bytes(), "HTTP/1.1"),
+        (method, target.as_bytes(), format!("{:?}", head.version).as_str()),
         "{line:?}"
     );
 
@@ -209,6 +213,10 @@ pub fn host_facts(root: &Path, texts: &[&str]) {
     let facts = host::facts(root);
     assert!(facts.workers() >= 1);
     assert!(!facts.to_string().contains(char::is_control), "{facts}");
+    for limit in [facts.memory_limit, facts.processes].into_iter().flatten() {
+        let mut words = texts.iter().flat_map(|text| text.split_whitespace());
+        assert!(words.any(|word| word.parse() == Ok(limit)), "{limit} was not read");
+    }
     if let Some((quota, period)) = texts.get(2).and_then(|text| text.trim().split_once(' '))
         && let (Ok(quota), Ok(period), Some(limit)) =
             (quota.parse::<u64>(), period.parse::<u64>(), facts.cpu_limit)
