@@ -83,6 +83,18 @@ fn the_deadline_cuts_what_does_not_end() {
 }
 
 #[test]
+fn the_deadline_cuts_a_client_that_does_not_read() {
+    let mut service = Timber::start(&["--drain-deadline", "500ms", "--no-access-log"]);
+    let mut stream = service.connect();
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let requests = get("/index").repeat(1000);
+    while stream.write_all(requests.as_bytes()).is_ok() {} // until the service waits for it to read
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().0.code(), Some(1));
+    assert!(service.event("Shutting down").contains("1 connections cut"));
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let mut service = Timber::start(&["--drain-delay", "30s"]);
     service.signal(Signal::TERM);
