@@ -121,9 +121,8 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     // The first worker serves before the system is asked for what a talk likes to show.
     let facts = LazyCell::new(|| host::facts(Path::new("/")));
     let workers = || server.config.workers.unwrap_or_else(|| facts.workers());
-    let serving = server.start(&listener, workers);
     log.start();
-    let (workers, accepting) = serving.map_err(|error| {
+    let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;

@@ -152,7 +152,7 @@ fn where_threads_cannot_be_started_it_serves_with_fewer_and_says_so() {
         let container = Container::serve(&image(release), "--pids-limit 2", "--workers 8");
         assert_eq!(container.get("/index").status, 200);
         let log = container.log();
-        assert!(log.contains("Worker 2 cannot start") && log.contains("Using workers: 1\n"), "{log}");
+        assert!(log.contains("Worker 1 cannot start") && log.contains("Using workers: 1\n"), "{log}");
     }
 }
 
