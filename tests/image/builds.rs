@@ -58,11 +58,9 @@ fn a_change_of_the_source_downloads_nothing_and_arrives_in_the_image() {
             fs::File::open(file.unwrap().path()).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
         let log = build(&line("none"), &context);
-        let compiled: Vec<_> = log.lines().filter(|line| line.contains("Compiling ")).collect();
-        assert!(
-            compiled.len() == 1 && compiled[0].contains("Compiling timber"),
-            "{dockerfile}: {compiled:#?}"
-        );
+        // The builder puts its colours wherever it likes in these lines.
+        let is_timber_alone = log.matches("Compiling").count() == 1 && log.contains(" timber v");
+        assert!(is_timber_alone, "{dockerfile}: not timber alone is compiled in {log}");
         let help = docker(&format!("run --rm --label timber.test=true {} --help", image.0));
         assert!(help.starts_with(&mark), "the image holds an older binary: {help}");
     }
