@@ -8,12 +8,16 @@ WORKDIR /timber
 ARG AUDITABLE=""
 RUN [ -z "$AUDITABLE" ] || cargo install --locked cargo-auditable@0.7.7
 
-# The dependencies, in a layer of their own: a change to the source downloads and compiles none of them again.
-# The service itself is not compiled before its source is here, so no layer can hold a stale one.
+# The dependencies, in a layer of their own: a change to the source downloads and compiles none of them again. They are
+# built for an empty library, because that gives exactly those of the service; what came of it goes, or cargo could take
+# it for newer than the source that follows.
 COPY Cargo.toml Cargo.lock ./
+COPY workshop/Cargo.toml workshop/
 RUN { [ -z "$AUDITABLE" ] || cargo fetch --locked; } && \
-    cargo build --release --locked \
-    -p hyper -p hyper-util -p http-body-util -p tokio -p serde_json
+    mkdir src && touch src/lib.rs && \
+    cargo build --release --locked --lib && \
+    cargo clean --release --locked --offline -p timber && \
+    rm -r src
 
 COPY build.rs ./
 COPY src src

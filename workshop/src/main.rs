@@ -1,1 +1,57 @@
-fn main() {}
+//! The presenter's tool: `cargo workshop --help`.
+
+mod compare;
+mod output;
+mod pack;
+mod report;
+mod results;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Puts images of HTTP services side by side, and counts what a roll-out loses.
+#[derive(Parser)]
+#[command(name = "cargo workshop", bin_name = "cargo workshop", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure images of HTTP services: size, start, stop, memory, work
+    Compare(compare::Arguments),
+    /// Show an earlier comparison again, in any format
+    Show(output::Arguments),
+    /// Count what a client loses while a service is rolled, stopped or scaled
+    Watch(watch::Arguments),
+    /// Write all that a room without a network needs into one archive
+    Pack(pack::Arguments),
+    /// Load such an archive
+    Unpack(pack::UnpackArguments),
+}
+
+/// Exit codes: 0 done, and nothing lost or over its limit; 1 something was; 2 wrong arguments, or it could not be done.
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse().command).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Compare(arguments) => compare::run(arguments).await,
+        Command::Show(arguments) => output::run(&arguments),
+        Command::Watch(arguments) => watch::run(arguments).await,
+        Command::Pack(arguments) => pack::run(arguments).await,
+        Command::Unpack(arguments) => pack::unpack(arguments).await,
+    }
+}

@@ -1,0 +1,11 @@
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+#[derive(Args)]
+pub struct Arguments {}
+
+pub async fn run(_arguments: Arguments) -> Result<ExitCode> {
+    bail!("not there yet")
+}

@@ -1,0 +1,18 @@
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+#[derive(Args)]
+pub struct Arguments {}
+
+pub async fn run(_arguments: Arguments) -> Result<ExitCode> {
+    bail!("not there yet")
+}
+
+#[derive(Args)]
+pub struct UnpackArguments {}
+
+pub async fn unpack(_arguments: UnpackArguments) -> Result<ExitCode> {
+    bail!("not there yet")
+}
