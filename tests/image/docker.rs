@@ -220,7 +220,7 @@ pub fn context() -> TempDir {
     let ignore = fs::read_to_string(Path::new(ROOT).join(".dockerignore")).unwrap();
     let admitted = ignore.lines().filter_map(|line| line.strip_prefix('!'));
     for name in admitted.chain([".dockerignore", "Dockerfile", "Dockerfile.musl"]) {
-        run(&format!("cp -a {name} {}", dir.path().display()));
+        run(&format!("cp -a --parents {name} {}", dir.path().display()));
     }
     dir
 }

@@ -1,11 +1,526 @@
-use std::process::ExitCode;
+//! Measures images side by side, one phase after the other, so that each image meets the same machine.
 
-use anyhow::{Result, bail};
-use clap::Args;
+use std::{
+    fmt::Display,
+    io::IsTerminal,
+    process::ExitCode,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bollard::models::ImageInspect;
+use clap::{Args, value_parser};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task, time,
+};
+
+use crate::{
+    client::{Load, Target},
+    contents,
+    engine::{Container, Engine, Usage},
+    ladder, output,
+    results::{Figure, Image, Memory, Results, Settings, Size, Spread, Start, Stop, Work},
+};
+
+/// Before the load that counts. Caches and connections fill meanwhile.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// From the first answer to the look at idle memory: what only starting took has been given back by then.
+const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Local images of HTTP services: IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]. PORT is the container's, by
+    /// default the one that the image exposes; HOST, by default any free one, this machine's; PATH is to answer with
+    /// status 200. Without images, the tutorial's three, which are built if they are not there
+    #[arg(value_name = "IMAGE")]
+    images: Vec<Subject>,
 
-pub async fn run(_arguments: Arguments) -> Result<ExitCode> {
-    bail!("not there yet")
+    /// Starts and stops of each image
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
+    runs: u32,
+
+    /// Seconds of load on each image
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
+    load: u32,
+
+    /// Connections of the load: each asks again as soon as it has its answer
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+
+    /// Seconds that an image may take until it answers with status 200
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..=600))]
+    ready: u32,
+
+    /// Build the tutorial's images anew
+    #[arg(long, conflicts_with = "images")]
+    rebuild: bool,
+
+    #[command(flatten)]
+    output: output::Options,
+}
+
+/// An image, and how it is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subject {
+    pub name: String,
+    pub label: String,
+    port: Option<u16>,
+    published: Option<u16>,
+    path: String,
+}
+
+impl FromStr for Subject {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        const FORM: &str = "IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]";
+        // From the end: a name and a label may hold colons of their own.
+        let (text, path) = match text.split_once(":path=") {
+            Some((rest, path)) => (rest, Some(path)),
+            None => (text, None),
+        };
+        let (text, ports) = match text.split_once(":port=") {
+            Some((rest, ports)) => (rest, Some(ports)),
+            None => (text, None),
+        };
+        let (name, label) = text.split_once('=').unwrap_or((text, text));
+        ensure!(!name.is_empty() && !label.is_empty(), "no image in {text:?}, expected {FORM}");
+        let path = path.unwrap_or_else(|| ladder::path(name));
+        ensure!(path.starts_with('/'), "path {path:?} does not begin with a slash");
+        let number = |text: &str| match text.parse() {
+            Ok(0) | Err(_) => Err(anyhow!("port {text:?} is not a number from 1 to 65535, expected {FORM}")),
+            Ok(port) => Ok(port),
+        };
+        let (published, port) = match ports.map(|ports| ports.split_once(':').unwrap_or(("", ports))) {
+            Some(("", port)) => (None, Some(number(port)?)),
+            Some((published, port)) => (Some(number(published)?), Some(number(port)?)),
+            None => (None, None),
+        };
+        Ok(Subject { name: name.into(), label: label.into(), port, published, path: path.into() })
+    }
+}
+
+impl Subject {
+    /// The port inside the container.
+    fn port(&self, image: &ImageInspect) -> Result<u16> {
+        if let Some(port) = self.port {
+            return Ok(port);
+        }
+        let exposed =
+            image.config.as_ref().and_then(|config| config.exposed_ports.clone()).unwrap_or_default();
+        let ports: Vec<u16> =
+            exposed.iter().filter_map(|port| port.trim_end_matches("/tcp").parse().ok()).collect();
+        match ports[..] {
+            [port] => Ok(port),
+            [] => bail!("the image exposes no TCP port: say {}:port=PORT", self.name),
+            _ => bail!("the image exposes the ports {ports:?}: say {}:port=PORT", self.name),
+        }
+    }
+}
+
+/// Exit code 0, or 1 when an image failed or a figure is over its limit.
+///
+/// # Errors
+/// When nothing can be measured: no engine, no image.
+pub async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let engine = Engine::connect().await?;
+    let abandoned = engine.clear_abandoned().await?;
+    if abandoned > 0 {
+        eprintln!("removed {abandoned} containers of a run that did not end well");
+    }
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let results = tokio::select! {
+        results = measure(&engine, &arguments) => results,
+        _ = interrupt.recv() => Err(anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow!("terminated")),
+    };
+    engine.clear().await?;
+    output::present(&results?, &arguments.output)
+}
+
+async fn measure(engine: &Engine, arguments: &Arguments) -> Result<Results> {
+    let begun = Timestamp::now();
+    let subjects = if arguments.images.is_empty() {
+        ladder::build_missing(engine, arguments.rebuild).await?
+    } else {
+        arguments.images.clone()
+    };
+    let mut comparison = Comparison { engine, arguments, rows: Vec::new() };
+    for subject in subjects {
+        comparison.add(subject).await;
+    }
+    comparison.sizes().await;
+    comparison.starts().await;
+    comparison.work().await;
+    Ok(Results {
+        format: crate::results::FORMAT,
+        begun,
+        command: command_line(),
+        settings: Settings {
+            runs: arguments.runs,
+            load_seconds: arguments.load.into(),
+            connections: arguments.connections,
+        },
+        machine: engine.machine.clone(),
+        engine: engine.description.clone(),
+        images: comparison.rows.into_iter().map(|row| row.image).collect(),
+    })
+}
+
+/// What was typed, as it would have to be typed again.
+fn command_line() -> String {
+    let arguments = std::env::args().skip(1).map(|argument| {
+        let plain = argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=:/.,+@".contains(c));
+        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
+    });
+    ["cargo".to_owned(), "workshop".to_owned()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+struct Comparison<'a> {
+    engine: &'a Engine,
+    arguments: &'a Arguments,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    subject: Subject,
+    port: u16,
+    image: Image,
+}
+
+/// Of one start and stop.
+struct Run {
+    create_to_answer: f64,
+    process_to_answer: Figure<f64>,
+    stop: f64,
+    exit_code: i64,
+}
+
+impl Comparison<'_> {
+    async fn add(&mut self, subject: Subject) {
+        let mut image = Image::unmeasured(&subject.name, &subject.label);
+        let mut port = 0;
+        match self.engine.image(&subject.name).await {
+            Ok(found) => {
+                match subject.port(&found) {
+                    Ok(known) => port = known,
+                    Err(error) => image.failure = Some(format!("{error:#}")),
+                }
+                image.notes.extend(ladder::notes(&subject.name, &found));
+                let user = found.config.as_ref().and_then(|config| config.user.clone()).unwrap_or_default();
+                image.size.user = Figure::Value(if user.is_empty() { "root".to_owned() } else { user });
+                let bytes = found.size.and_then(|size| size.try_into().ok());
+                image.size.engine_bytes = Figure::from(bytes.context("the engine tells no size"));
+                image.id = found.id.unwrap_or_default();
+            }
+            Err(error) => image.failure = Some(format!("{error:#}")),
+        }
+        self.rows.push(Row { subject, port, image });
+    }
+
+    /// An image that does not start has a size nevertheless.
+    async fn sizes(&mut self) {
+        let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
+        // Each byte is saved, and then read.
+        let bytes: u64 = present().filter_map(|row| row.image.size.engine_bytes.value()).sum();
+        let bar = phase("sizes", bytes * 2, "{binary_bytes} of {binary_total_bytes}");
+        for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
+            tell(&bar, &row.subject.label);
+            let contents = contents(self.engine, &row.subject.name, &bar).await;
+            row.image.size.fill(contents.map_err(|error| format!("{error:#}")));
+        }
+        bar.finish_and_clear();
+    }
+
+    async fn starts(&mut self) {
+        let runs = self.arguments.runs;
+        let bar = phase("starts and stops", u64::from(runs) * self.rows.len() as u64, "{pos} of {len}");
+        let mut samples: Vec<Vec<Run>> = self.rows.iter().map(|_| Vec::new()).collect();
+        // One of each in turn: what makes the machine slow for a while makes it slow for all.
+        for _ in 0..runs {
+            for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
+                bar.inc(1);
+                if row.image.failure.is_some() {
+                    continue;
+                }
+                tell(&bar, &row.subject.label);
+                match start_and_stop(self.engine, self.arguments, row).await {
+                    Ok(run) => samples.push(run),
+                    Err(error) => row.image.failure = Some(format!("{error:#}")),
+                }
+            }
+        }
+        bar.finish_and_clear();
+        for (row, samples) in self.rows.iter_mut().zip(samples) {
+            row.image.fill_starts(&samples);
+        }
+    }
+
+    async fn work(&mut self) {
+        let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
+        let bar = phase("memory and load", each * self.rows.len() as u64, "{elapsed} of {len} s");
+        for row in self.rows.iter_mut() {
+            if row.image.failure.is_none() {
+                tell(&bar, &row.subject.label);
+                if let Err(error) = work(self.engine, self.arguments, row).await {
+                    row.image.failure = Some(format!("{error:#}"));
+                }
+            }
+            bar.inc(each);
+        }
+        bar.finish_and_clear();
+    }
+}
+
+async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<contents::Contents> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("image.tar");
+    engine.save(image, &file, |bytes| bar.inc(bytes)).await?;
+    let bar = bar.clone();
+    task::spawn_blocking(move || contents::read(&file, &|bytes| bar.inc(bytes))).await?
+}
+
+/// A container that is removed, however this ends.
+async fn start_and_stop(engine: &Engine, arguments: &Arguments, row: &Row) -> Result<Run> {
+    let begin = Instant::now();
+    let container = engine.create(&row.subject.name, row.port, row.subject.published).await?;
+    let run = async {
+        let (answered, at) = ready(engine, arguments, row, &container).await?;
+        let process_to_answer = engine.since_start(&container, at).await?;
+        let (stop, exit_code) = engine.stop(&container).await?;
+        Ok(Run {
+            create_to_answer: answered.duration_since(begin).as_secs_f64(),
+            process_to_answer,
+            stop: stop.as_secs_f64(),
+            exit_code,
+        })
+    };
+    let run: Result<_> = run.await;
+    engine.remove(&container.id).await?;
+    run
+}
+
+/// Starts the container, and tells when its first answer with status 200 was complete.
+async fn ready(
+    engine: &Engine,
+    arguments: &Arguments,
+    row: &Row,
+    container: &Container,
+) -> Result<(Instant, Timestamp)> {
+    let target = Target::new(container.port, &row.subject.path);
+    let mut seen = String::from("nobody listened");
+    let answer = async {
+        // Not earlier: an attempt before the container's network is up waits for a whole second, for TCP to try again.
+        engine.start(container).await?;
+        tokio::select! {
+            () = target.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
+            ended = engine.ended(container) => bail!(ended?),
+        }
+    };
+    let patience = Duration::from_secs(arguments.ready.into());
+    match time::timeout(patience, answer).await {
+        Ok(answer) => answer,
+        Err(_) => bail!(
+            "no answer with status 200 to GET {} on port {} within {patience:?}; the last attempt: {seen}",
+            row.subject.path,
+            row.port
+        ),
+    }
+}
+
+async fn work(engine: &Engine, arguments: &Arguments, row: &mut Row) -> Result<()> {
+    let container = engine.create(&row.subject.name, row.port, row.subject.published).await?;
+    let measured = async {
+        ready(engine, arguments, row, &container).await?;
+        time::sleep(SETTLE).await;
+        let idle = engine.usage(&container).await?;
+        let target = Target::new(container.port, &row.subject.path);
+        target.load(arguments.connections, WARM_UP).await?;
+        let before = engine.usage(&container).await?;
+        let load = target.load(arguments.connections, Duration::from_secs(arguments.load.into())).await?;
+        let after = engine.usage(&container).await?;
+        Ok((idle, before, load, after))
+    };
+    let measured: Result<_> = measured.await;
+    engine.remove(&container.id).await?;
+    let (idle, before, load, after) = measured?;
+    row.image.notes.extend(idle.memory_note.map(str::to_owned));
+    row.image.work = Work::new(&load, after.cpu_seconds - before.cpu_seconds, engine.machine.cpus);
+    row.image.memory = Memory { idle: idle.memory, loaded: after.memory };
+    Ok(())
+}
+
+/// A bar for what is under way; where nobody watches, a line.
+fn phase(name: &str, length: u64, count: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("measuring {name}");
+        return ProgressBar::hidden();
+    }
+    let template = format!("{name}: {{bar:30}} {count}, {{msg}} (about {{eta}} left)");
+    let style = ProgressStyle::with_template(&template).expect("the template is valid");
+    let bar = ProgressBar::new(length).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn tell(bar: &ProgressBar, what: &impl Display) {
+    bar.set_message(what.to_string());
+}
+
+impl Image {
+    /// With nothing known yet.
+    fn unmeasured(name: &str, label: &str) -> Self {
+        fn none<T>() -> Figure<T> {
+            Figure::NotAvailable("not measured".to_owned())
+        }
+        Image {
+            name: name.to_owned(),
+            label: label.to_owned(),
+            id: String::new(),
+            notes: Vec::new(),
+            failure: None,
+            size: Size {
+                engine_bytes: none(),
+                unpacked_bytes: none(),
+                compressed_bytes: none(),
+                layers: none(),
+                files: none(),
+                executables: none(),
+                shell: none(),
+                package_managers: none(),
+                setuid: none(),
+                user: none(),
+                base: none(),
+                packages: none(),
+            },
+            start: Start { create_to_answer: none(), process_to_answer: none() },
+            stop: Stop { seconds: none(), exit_code: none() },
+            memory: Memory { idle: none(), loaded: none() },
+            work: Work {
+                requests_per_second: none(),
+                p50_seconds: none(),
+                p99_seconds: none(),
+                requests: none(),
+                errors: none(),
+                cpu_seconds_per_request: none(),
+                generator_cpus: none(),
+                generator_was_the_bottleneck: None,
+            },
+        }
+    }
+
+    fn fill_starts(&mut self, runs: &[Run]) {
+        let Some(last) = runs.last() else { return };
+        let spread = |of: fn(&Run) -> f64| Spread::new(runs.iter().map(of).collect()).expect("there is one");
+        self.start.create_to_answer = Figure::Value(spread(|run| run.create_to_answer));
+        self.stop.seconds = Figure::Value(spread(|run| run.stop));
+        self.stop.exit_code = Figure::Value(last.exit_code);
+        let process: Result<Vec<f64>, &String> = runs
+            .iter()
+            .map(|run| match &run.process_to_answer {
+                Figure::Value(seconds) => Ok(*seconds),
+                Figure::NotAvailable(reason) => Err(reason),
+            })
+            .collect();
+        self.start.process_to_answer = match process {
+            Ok(samples) => Figure::Value(Spread { samples }),
+            Err(reason) => Figure::NotAvailable(reason.clone()),
+        };
+        let codes: Vec<_> = runs.iter().map(|run| run.exit_code).collect();
+        if codes.iter().any(|code| *code != last.exit_code) {
+            self.notes.push(format!("the exit codes of its stops differ: {codes:?}"));
+        }
+    }
+}
+
+impl Size {
+    fn fill(&mut self, contents: Result<contents::Contents, String>) {
+        let contents = match contents {
+            Ok(contents) => Figure::Value(contents),
+            Err(reason) => Figure::NotAvailable(reason),
+        };
+        self.unpacked_bytes = contents.map(|contents| contents.unpacked_bytes);
+        self.compressed_bytes = contents.map(|contents| contents.compressed_bytes);
+        self.layers = contents.map(|contents| contents.layers);
+        self.files = contents.map(|contents| contents.files);
+        self.executables = contents.map(|contents| contents.executables);
+        self.shell = contents.map(|contents| contents.shell.clone());
+        self.package_managers = contents.map(|contents| contents.package_managers.clone());
+        self.setuid = contents.map(|contents| contents.setuid.clone());
+        self.base = contents.map(|contents| contents.base.clone());
+        self.packages = contents.map(|contents| contents.packages.clone());
+    }
+}
+
+impl Work {
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests and microseconds fit")]
+    fn new(load: &Load, cpu_seconds: f64, cpus: u64) -> Self {
+        let (seconds, requests) = (load.elapsed.as_secs_f64(), load.latencies.len());
+        let quantile = |quantile| match requests {
+            0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+            _ => Figure::Value(load.latencies.value_at_quantile(quantile) as f64 / 1e6),
+        };
+        let (ours, theirs) = (load.cpu_seconds / seconds, cpu_seconds / seconds);
+        // Where it waits for the image, it is idle most of the time, or has at least less to do than the image has.
+        let is_bottleneck = ours > theirs && ours > cpus as f64 / 4.0;
+        Work {
+            requests_per_second: Figure::Value(requests as f64 / seconds),
+            p50_seconds: quantile(0.5),
+            p99_seconds: quantile(0.99),
+            requests: Figure::Value(requests),
+            errors: Figure::Value(load.errors),
+            cpu_seconds_per_request: match requests {
+                0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+                _ => Figure::Value(cpu_seconds / (requests + load.errors) as f64),
+            },
+            generator_cpus: Figure::Value(ours),
+            generator_was_the_bottleneck: is_bottleneck.then(|| {
+                format!(
+                    "the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: \
+                     it could have answered more"
+                )
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Subject;
+
+    #[test]
+    fn subjects_have_names_labels_ports_and_paths() {
+        let subject = |text: &str| text.parse::<Subject>().unwrap();
+        let plain = subject("registry:5000/a/b:1");
+        assert_eq!(
+            (plain.name.as_str(), plain.label.as_str()),
+            ("registry:5000/a/b:1", "registry:5000/a/b:1")
+        );
+        assert_eq!((plain.port, plain.published, plain.path.as_str()), (None, None, "/"));
+        let full = subject("web:2=Our web:port=9000:80:path=/a:b");
+        assert_eq!((full.name.as_str(), full.label.as_str()), ("web:2", "Our web"));
+        assert_eq!((full.port, full.published, full.path.as_str()), (Some(80), Some(9000), "/a:b"));
+        assert_eq!(subject("timber-tutorial:2").path, "/index");
+        assert_eq!(subject("a:port=80").port, Some(80));
+    }
+
+    #[test]
+    fn wrong_subjects_name_what_is_wrong() {
+        for (text, part) in [
+            ("", "no image"),
+            ("=label", "no image"),
+            ("a:port=0", "port \"0\""),
+            ("a:port=x:80", "port \"x\""),
+            ("a:port=80:70000", "port \"70000\""),
+            ("a:path=index", "slash"),
+        ] {
+            let error = text.parse::<Subject>().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }

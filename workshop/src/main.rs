@@ -1,6 +1,10 @@
 //! The presenter's tool: `cargo workshop --help`.
 
+mod client;
 mod compare;
+mod contents;
+mod engine;
+mod ladder;
 mod output;
 mod pack;
 mod report;

@@ -1,0 +1,366 @@
+//! The Docker Engine, or podman's equal, through its API: containers that carry a label, and leave with the run.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    process,
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use bollard::{
+    Docker,
+    models::{ContainerCreateBody, HostConfig, ImageInspect, PortBinding},
+    query_parameters::{
+        CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, StatsOptionsBuilder, WaitContainerOptionsBuilder,
+    },
+};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use tokio::{fs::File, io::AsyncWriteExt};
+use tokio_util::task::TaskTracker;
+
+use crate::results::{self, Figure, InUse, Machine};
+
+/// On each container. Its value is the id of the process that made it.
+const LABEL: &str = "timber.workshop";
+
+pub struct Engine {
+    pub docker: Docker,
+    pub description: results::Engine,
+    pub machine: Machine,
+    /// How far its clock is ahead of ours, in seconds, or why that is not known.
+    clock: Figure<f64>,
+    /// What the engine may still be doing for a caller that was interrupted.
+    creating: TaskTracker,
+}
+
+pub struct Container {
+    pub id: String,
+    /// On 127.0.0.1.
+    pub port: u16,
+}
+
+/// Of a container's processes, since they started.
+pub struct Usage {
+    pub cpu_seconds: f64,
+    pub memory: Figure<InUse>,
+    /// Set when `memory` counts file pages less exactly than the kernel could.
+    pub memory_note: Option<&'static str>,
+}
+
+impl Engine {
+    /// The engine that `DOCKER_HOST` names, or else the one that Docker's own client would talk to first.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub async fn connect() -> Result<Self> {
+        let docker = Docker::connect_with_defaults().with_context(no_engine)?;
+        let docker = docker.negotiate_version().await.with_context(no_engine)?;
+        let version = docker.version().await.with_context(no_engine)?;
+        let asked = Timestamp::now();
+        let info = docker.info().await.with_context(no_engine)?;
+        let clock = clock(info.system_time.as_deref(), asked);
+        let known =
+            |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into());
+        let components = version.components.unwrap_or_default();
+        let is_podman = components.iter().any(|component| component.name.contains("Podman"));
+        let is_rootless =
+            info.security_options.unwrap_or_default().iter().any(|option| option.contains("rootless"));
+        let kernel = known(info.kernel_version);
+        Ok(Engine {
+            docker,
+            description: results::Engine {
+                name: if is_podman { "Podman" } else { "Docker Engine" }.to_owned(),
+                version: known(info.server_version),
+                storage_driver: known(info.driver),
+                cgroup_version: info
+                    .cgroup_version
+                    .map_or_else(|| "unknown".into(), |version| version.to_string()),
+                rootless: is_rootless,
+            },
+            machine: Machine {
+                architecture: known(info.architecture),
+                cpus: info.ncpu.and_then(|count| count.try_into().ok()).unwrap_or_default(),
+                cpu_model: cpu_model(&kernel),
+                memory_bytes: info.mem_total.and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
+                kernel,
+                operating_system: known(info.operating_system),
+            },
+            clock,
+            creating: TaskTracker::new(),
+        })
+    }
+
+    /// Removes what a run that was killed has left, and tells how many containers that were.
+    ///
+    /// # Errors
+    /// When another run is still at it: the figures of both would suffer.
+    pub async fn clear_abandoned(&self) -> Result<usize> {
+        let mut abandoned = Vec::new();
+        for (id, owner) in self.ours().await? {
+            if owner == process::id().to_string() {
+                continue;
+            }
+            if is_running(&owner) {
+                bail!("another comparison is running on this engine, as process {owner}");
+            }
+            abandoned.push(id);
+        }
+        for id in &abandoned {
+            self.remove(id).await?;
+        }
+        Ok(abandoned.len())
+    }
+
+    /// Removes all containers of this run, those still on their way included.
+    pub async fn clear(&self) -> Result<()> {
+        self.creating.close();
+        self.creating.wait().await;
+        for (id, owner) in self.ours().await? {
+            if owner == process::id().to_string() {
+                self.remove(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ours(&self) -> Result<Vec<(String, String)>> {
+        let filters = HashMap::from([("label", vec![LABEL])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let containers = self.docker.list_containers(Some(options)).await?;
+        let ours = containers
+            .into_iter()
+            .filter_map(|container| Some((container.id?, container.labels?.remove(LABEL)?)));
+        Ok(ours.collect())
+    }
+
+    /// # Errors
+    /// When there is no such image.
+    pub async fn image(&self, name: &str) -> Result<ImageInspect> {
+        use bollard::errors::Error::DockerResponseServerError;
+        match self.docker.inspect_image(name).await {
+            Err(DockerResponseServerError { status_code: 404, .. }) => {
+                bail!("there is no image {name} here: build it, or `docker pull {name}`")
+            }
+            image => image.with_context(|| format!("cannot inspect image {name}")),
+        }
+    }
+
+    /// Creates a container of the image, with its port published, and does not start it.
+    pub async fn create(&self, image: &str, port: u16, published: Option<u16>) -> Result<Container> {
+        let free = published.map_or_else(free_port, Ok)?;
+        let inside = format!("{port}/tcp");
+        let binding = PortBinding { host_ip: Some("127.0.0.1".into()), host_port: Some(free.to_string()) };
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            labels: Some(HashMap::from([(LABEL.to_owned(), process::id().to_string())])),
+            exposed_ports: Some(vec![inside.clone()]),
+            host_config: Some(HostConfig {
+                port_bindings: Some(HashMap::from([(inside, Some(vec![binding]))])),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        // A caller that goes away while the engine creates the container would leave it there.
+        let docker = self.docker.clone();
+        let create = async move {
+            docker.create_container(Some(CreateContainerOptionsBuilder::new().build()), body).await
+        };
+        let created = self.creating.spawn(create).await?.context("cannot create a container")?;
+        Ok(Container { id: created.id, port: free })
+    }
+
+    pub async fn start(&self, container: &Container) -> Result<()> {
+        let started = self.docker.start_container(&container.id, None).await;
+        started.map_err(|error| {
+            let message = error.to_string();
+            if message.contains("already allocated") || message.contains("in use") {
+                anyhow::anyhow!("port {} of this machine is taken: name another one", container.port)
+            } else {
+                anyhow::anyhow!("cannot start the container: {message}")
+            }
+        })
+    }
+
+    /// Ends once its process has ended, with the exit code and the last lines that it wrote.
+    pub async fn ended(&self, container: &Container) -> Result<String> {
+        let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+        // An exit code other than 0 is an error to bollard. The state has it either way.
+        _ = self.docker.wait_container(&container.id, Some(options)).next().await;
+        let code = self.exit_code(&container.id).await?;
+        let logs = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("5").build();
+        let lines: Vec<_> =
+            self.docker.logs(&container.id, Some(logs)).map_ok(|line| line.to_string()).try_collect().await?;
+        let lines = lines.concat();
+        let lines = if lines.trim().is_empty() { "without a word" } else { lines.trim() };
+        Ok(format!("it exited with code {code}: {lines}"))
+    }
+
+    /// Seconds that the process had been running at that moment.
+    pub async fn since_start(&self, container: &Container, moment: Timestamp) -> Result<Figure<f64>> {
+        let state = self.docker.inspect_container(&container.id, None).await?.state.unwrap_or_default();
+        let started: Timestamp = state.started_at.context("the engine tells no start time")?.parse()?;
+        Ok(self.clock.map(|_| moment.duration_since(started).as_secs_f64()))
+    }
+
+    /// As `docker stop` does it: how long it took, and the exit code.
+    pub async fn stop(&self, container: &Container) -> Result<(Duration, i64)> {
+        let begin = Instant::now();
+        self.docker.stop_container(&container.id, None).await.context("cannot stop the container")?;
+        let taken = begin.elapsed();
+        Ok((taken, self.exit_code(&container.id).await?))
+    }
+
+    async fn exit_code(&self, id: &str) -> Result<i64> {
+        let state = self.docker.inspect_container(id, None).await?.state;
+        state.and_then(|state| state.exit_code).context("the engine tells no exit code")
+    }
+
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        self.docker
+            .remove_container(id, Some(options))
+            .await
+            .with_context(|| format!("cannot remove container {id}"))
+    }
+
+    pub async fn usage(&self, container: &Container) -> Result<Usage> {
+        let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
+        let stats =
+            self.docker.stats(&container.id, Some(options)).next().await.context("no statistics")??;
+        let cpu = stats
+            .cpu_stats
+            .and_then(|cpu| cpu.cpu_usage?.total_usage)
+            .context("no CPU time in the statistics")?;
+        let (memory, memory_note) = match memory_of_processes(&container.id) {
+            Some(memory) => (Figure::Value(memory), None),
+            None => memory_of_group(stats.memory_stats.and_then(|memory| memory.stats).unwrap_or_default()),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit")]
+        Ok(Usage { cpu_seconds: cpu as f64 / 1e9, memory, memory_note })
+    }
+
+    /// What `docker save` would write.
+    pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
+        let mut archive = self.docker.export_image(image);
+        write(&mut archive, file, progress).await.with_context(|| format!("cannot save image {image}"))
+    }
+}
+
+async fn write(
+    chunks: &mut (impl Stream<Item = Result<impl AsRef<[u8]>, bollard::errors::Error>> + Unpin),
+    file: &Path,
+    progress: impl Fn(u64),
+) -> Result<()> {
+    let mut file = File::create(file).await?;
+    while let Some(chunk) = chunks.try_next().await? {
+        file.write_all(chunk.as_ref()).await?;
+        progress(chunk.as_ref().len() as u64);
+    }
+    Ok(file.flush().await?)
+}
+
+fn no_engine() -> String {
+    let host = std::env::var("DOCKER_HOST");
+    let at =
+        host.as_deref().unwrap_or("unix:///var/run/docker.sock, where DOCKER_HOST does not name another");
+    format!("no container engine answers at {at}: is it running, and may this user talk to it?")
+}
+
+/// Containers of a process that is gone are nobody's.
+fn is_running(process: &str) -> bool {
+    let pid = process.parse().ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+}
+
+/// Below the range that systems take ports for outgoing connections from: a client that tries such a port again and
+/// again while nobody listens there would one day be connected to itself.
+fn free_port() -> Result<u16> {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 10_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = (process::id() % u32::from(COUNT)) as u16;
+    for _ in 0..COUNT {
+        let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port from {FIRST} to {} is free on 127.0.0.1", FIRST + COUNT - 1)
+}
+
+/// An engine in a virtual machine, or on another one, has a clock of its own.
+fn clock(system_time: Option<&str>, asked: Timestamp) -> Figure<f64> {
+    let told = Timestamp::now();
+    let Some(Ok(theirs)) = system_time.map(str::parse::<Timestamp>) else {
+        return Figure::NotAvailable("the engine does not tell its time".to_owned());
+    };
+    let (early, late) =
+        (asked.duration_since(theirs).as_secs_f64(), theirs.duration_since(told).as_secs_f64());
+    let difference = early.max(late);
+    // It told the time between the question and the answer, if the clocks agree.
+    if difference <= 0.005 {
+        Figure::Value(difference)
+    } else {
+        Figure::NotAvailable(format!("the engine's clock differs from this machine's by {difference:.3} s"))
+    }
+}
+
+/// The engine does not tell it; `/proc` does, if this is the engine's kernel.
+fn cpu_model(kernel: &str) -> Figure<String> {
+    let same = rustix::system::uname().release().to_str() == Ok(kernel);
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    match model {
+        Some((_, model)) if same => Figure::Value(model.to_owned()),
+        _ => Figure::NotAvailable("the engine does not tell it".to_owned()),
+    }
+}
+
+/// By the kernel's own account of each process, where this is the engine's machine and we may look: of pages that
+/// several processes share, each has its part (proportional set size).
+fn memory_of_processes(id: &str) -> Option<InUse> {
+    let mut sum = InUse { anonymous_bytes: 0, file_bytes: 0 };
+    let mut found = false;
+    for process in std::fs::read_dir("/proc").ok()?.filter_map(Result::ok) {
+        let read = |file| std::fs::read_to_string(process.path().join(file));
+        if !read("cgroup").is_ok_and(|groups| groups.contains(id)) {
+            continue;
+        }
+        let rollup = read("smaps_rollup").ok()?;
+        let kilobytes = |name: &str| -> Option<u64> {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        // Shared memory has no file behind it either.
+        sum.anonymous_bytes += (kilobytes("Pss_Anon:")? + kilobytes("Pss_Shmem:")?) << 10;
+        sum.file_bytes += kilobytes("Pss_File:")? << 10;
+        found = true;
+    }
+    found.then_some(sum)
+}
+
+/// By the control group's account, which has page cache too; of that, what is mapped into a process counts.
+#[expect(clippy::needless_pass_by_value, reason = "it comes as a value")]
+fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'static str>) {
+    let of = |names: [&str; 2]| names.iter().find_map(|name| stats.get(*name)).copied();
+    // Names of cgroup version 2, and of 1.
+    match (of(["anon", "total_rss"]), of(["file_mapped", "total_mapped_file"])) {
+        (Some(anonymous_bytes), Some(file_bytes)) => (
+            Figure::Value(InUse { anonymous_bytes, file_bytes }),
+            Some(
+                "file-backed memory is what its control group was charged for: a page that another container read first is missing",
+            ),
+        ),
+        _ => (
+            Figure::NotAvailable(
+                "the engine's statistics do not tell anonymous memory from page cache".into(),
+            ),
+            None,
+        ),
+    }
+}

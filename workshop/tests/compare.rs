@@ -1,0 +1,283 @@
+//! `cargo workshop compare` on real images in a real engine, by other means of counting.
+
+use std::{
+    io::Read,
+    net::TcpListener,
+    path::Path,
+    process::{self, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A run waits for no other: each clears what it finds abandoned, and their figures would suffer.
+static ENGINE: Mutex<()> = Mutex::new(());
+
+fn engine() -> MutexGuard<'static, ()> {
+    ENGINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    let output = command.args(["600", program]).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.code() != Some(127), "this test needs {program}");
+    output
+}
+
+fn docker(arguments: &str) -> String {
+    let output = run("docker", &arguments.split_whitespace().collect::<Vec<_>>());
+    assert!(output.status.success(), "docker {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn workshop(arguments: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["600", env!("CARGO_BIN_EXE_timber-workshop")]).args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Exit code, what it said, and the results file.
+fn compare(arguments: &[&str]) -> (Option<i32>, String, Value) {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().to_str().unwrap();
+    let arguments = [&["compare", "--output", output], arguments].concat();
+    let output = workshop(&arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let results = std::fs::read(directory.path().join("results.json")).unwrap_or_else(|_| b"null".to_vec());
+    (output.status.code(), String::from_utf8(said).unwrap(), serde_json::from_slice(&results).unwrap())
+}
+
+/// An image of the tutorial's first, which has a shell and the service, changed by a few lines; removed when dropped.
+struct Image(String);
+
+impl Image {
+    fn new(name: &str, lines: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("Dockerfile"), format!("FROM {}\n{lines}\n", base())).unwrap();
+        let image = format!("timber-test:{name}-{}", process::id());
+        docker(&format!("build --quiet --tag {image} {}", directory.path().display()));
+        Image(image)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        run("docker", &["rmi", "--force", &self.0]);
+    }
+}
+
+fn base() -> &'static str {
+    let there = run("docker", &["image", "inspect", "timber-tutorial:1"]).status.success();
+    assert!(there, "this test needs the image timber-tutorial:1: docker build -t timber-tutorial:1 .");
+    "timber-tutorial:1"
+}
+
+fn containers() -> String {
+    docker("ps --all --quiet --filter label=timber.workshop")
+}
+
+fn figure<'a>(results: &'a Value, image: &str, path: &str) -> &'a Value {
+    let images = results["images"].as_array().unwrap();
+    let image = images.iter().find(|found| found["name"] == image).unwrap();
+    image
+        .pointer(path)
+        .and_then(|figure| figure.get("value"))
+        .unwrap_or_else(|| panic!("no {path} in {image:#}"))
+}
+
+fn median(results: &Value, image: &str, path: &str) -> f64 {
+    let samples = figure(results, image, path)["samples"].as_array().unwrap();
+    let mut samples: Vec<_> = samples.iter().map(|sample| sample.as_f64().unwrap()).collect();
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+/// Names and sizes of an archive's regular files and hard links, by GNU tar.
+fn listing(directory: &Path, archive: &str) -> Vec<(u64, String)> {
+    let output = run("tar", &["-C", directory.to_str().unwrap(), "-tvf", archive]);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let files = lines.lines().filter(|line| line.starts_with(['-', 'h']));
+    let file = |line: &str| {
+        let mut words = line.split_whitespace();
+        (words.nth(2).unwrap().parse().unwrap(), words.nth(2).unwrap().to_owned())
+    };
+    files.map(file).collect()
+}
+
+/// What gzip itself makes of the layers that `docker save` writes.
+fn gzipped_layers(directory: &TempDir, image: &str) -> u64 {
+    let path = directory.path().display();
+    docker(&format!("save --output {path}/save.tar {image}"));
+    run("tar", &["-C", &path.to_string(), "-xf", &format!("{path}/save.tar")]);
+    let manifest = std::fs::read(directory.path().join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let layers = manifest[0]["Layers"].as_array().unwrap().iter();
+    let gzipped = layers.map(|layer| {
+        let file = directory.path().join(layer.as_str().unwrap());
+        run("gzip", &["-6", "--stdout", "--no-name", file.to_str().unwrap()]).stdout.len() as u64
+    });
+    gzipped.sum()
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn sizes_are_what_other_means_count() {
+    let _engine = engine();
+    // Files that go, files that come again, and one with two names.
+    let image = Image::new(
+        "sizes",
+        "USER 0:0\n\
+         RUN rm -r /usr/share/doc && rm /usr/bin/perl && mkdir /many && seq 100000 > /many/a && ln /many/a /many/b\n\
+         RUN rm /many/a && cp /timber /many/c && chmod 6755 /many/c",
+    );
+    let (code, said, results) = compare(&[&image.0, "--runs", "1", "--load", "1", "--format", "json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let size = |path: &str| figure(&results, &image.0, &format!("/size/{path}")).as_u64().unwrap();
+
+    let inspected = docker(&format!("image inspect --format {{{{.Size}}}} {}", image.0));
+    assert_eq!(size("engine_bytes"), inspected.parse::<u64>().unwrap());
+
+    let directory = tempfile::tempdir().unwrap();
+    let container = docker(&format!("create --label timber.test=true {}", image.0));
+    docker(&format!("export --output {}/export.tar {container}", directory.path().display()));
+    docker(&format!("rm {container}"));
+    let mut files = listing(directory.path(), &format!("{}/export.tar", directory.path().display()));
+    // What the engine puts into each container.
+    files.retain(|(_, name)| {
+        !matches!(
+            name.as_str(),
+            ".dockerenv" | "etc/hostname" | "etc/hosts" | "etc/resolv.conf" | "dev/console"
+        )
+    });
+    assert_eq!(size("unpacked_bytes"), files.iter().map(|(bytes, _)| bytes).sum::<u64>());
+    assert_eq!(size("files"), files.len() as u64);
+
+    // Two implementations of one format: not equal to the byte.
+    let (ours, theirs) = (size("compressed_bytes"), gzipped_layers(&directory, &image.0));
+    assert!(ours.abs_diff(theirs) <= theirs / 50, "{ours} and {theirs}");
+
+    let setuid = figure(&results, &image.0, "/size/setuid").as_array().unwrap();
+    assert!(setuid.contains(&"/many/c".into()), "{setuid:?}");
+    assert_eq!(containers(), "");
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn starts_take_what_they_take() {
+    const SLEEP: f64 = 2.0;
+    let _engine = engine();
+    let slow = Image::new("slow", "ENTRYPOINT [\"sh\", \"-c\", \"sleep 2; exec /timber\"]");
+    let slow_subject = format!("{}:path=/index", slow.0);
+    let (code, said, results) =
+        compare(&[&slow_subject, base(), "--runs", "3", "--load", "1", "--format", "json"]);
+    assert_eq!(code, Some(0), "{said}");
+    for path in ["/start/process_to_answer", "/start/create_to_answer"] {
+        let difference = median(&results, &slow.0, path) - median(&results, base(), path);
+        assert!((difference - SLEEP).abs() < 1.0, "{path}: {difference} s for a sleep of {SLEEP} s");
+    }
+
+    // Another client: `docker run`, and wget's like, until it answers.
+    let begin = Instant::now();
+    let container =
+        docker(&format!("run --detach --label timber.test=true --publish 127.0.0.1::8080 {}", slow.0));
+    let address = docker(&format!("port {container} 8080"));
+    while !run("curl", &["--silent", "--fail", &format!("http://{address}/index")]).status.success() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "it does not answer at {address}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let independent = begin.elapsed().as_secs_f64();
+    docker(&format!("rm --force {container}"));
+    let ours = median(&results, &slow.0, "/start/create_to_answer");
+    assert!((ours - independent).abs() < 1.5, "{ours} s, by docker run and curl {independent} s");
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn what_fails_is_told_and_the_others_are_measured() {
+    let _engine = engine();
+    let silent = Image::new("silent", "ENTRYPOINT [\"sleep\", \"600\"]\nSTOPSIGNAL SIGKILL");
+    let ends = Image::new("ends", "ENTRYPOINT [\"sh\", \"-c\", \"echo no configuration >&2; exit 3\"]");
+    let ports = Image::new("ports", "EXPOSE 81 82");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("{}=taken:port={}:8080", base(), taken.local_addr().unwrap().port());
+    let wrong_path = format!("{}=wrong path:path=/nothing", base());
+    let arguments = ["--runs", "1", "--load", "1", "--ready", "5", "--format", "json"];
+    let images = ["timber-test:absent", &silent.0, &ends.0, &ports.0, &taken, &wrong_path, base()];
+    let (code, said, results) = compare(&[&images[..], &arguments].concat());
+    assert_eq!(code, Some(1), "{said}");
+    let failures: Vec<_> =
+        results["images"].as_array().unwrap().iter().map(|image| &image["failure"]).collect();
+    for (failure, part) in failures.iter().zip([
+        "there is no image timber-test:absent",
+        "no answer with status 200 to GET / on port 8080 within 5s",
+        "it exited with code 3: no configuration",
+        "say timber-test:ports",
+        "is taken",
+        "the last attempt: status 404",
+    ]) {
+        assert!(failure.as_str().is_some_and(|failure| failure.contains(part)), "{part:?} in {failure}");
+    }
+    assert_eq!(*failures[6], Value::Null);
+    assert_eq!(*figure(&results, base(), "/work/errors"), 0);
+    assert!(
+        figure(&results, &silent.0, "/size/unpacked_bytes").as_u64() > Some(0),
+        "it has a size nevertheless"
+    );
+    assert_eq!(containers(), "");
+}
+
+#[test]
+fn an_engine_that_is_not_running_is_told() {
+    let mut command = workshop(&["compare", "timber-tutorial:2"]);
+    let output = command.env("DOCKER_HOST", "unix:///nowhere/docker.sock").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no container engine answers at unix:///nowhere/docker.sock"), "{said}");
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn an_interrupted_run_leaves_nothing() {
+    let _engine = engine();
+    for (signal, delay) in [(Signal::INT, 0), (Signal::INT, 300), (Signal::TERM, 700)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
+        command.args(["compare", base(), "--runs", "100", "--output", "/nowhere"]).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let begin = Instant::now();
+        while containers().is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it creates no container");
+        }
+        thread::sleep(Duration::from_millis(delay));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let code = child.wait().unwrap().code();
+        let mut said = String::new();
+        child.stderr.unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("error: interrupted") || said.contains("error: terminated"), "{said}");
+        assert_eq!(containers(), "");
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn what_a_killed_run_left_is_cleared() {
+    let _engine = engine();
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    docker(&format!("create --label timber.workshop={} {}", gone.id(), base()));
+    let living = docker(&format!("create --label timber.workshop={} {}", process::id(), base()));
+    let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains(&format!("another comparison is running on this engine, as process {}", process::id()))
+    );
+    docker(&format!("rm {living}"));
+    let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("removed 1 containers of a run that did not end well"), "{said}");
+    assert_eq!(containers(), "");
+}
