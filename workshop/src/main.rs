@@ -1,10 +1,17 @@
 //! The presenter's tool: `cargo workshop --help`.
 
+mod baseline;
+mod chart;
 mod compare;
+mod figures;
+mod limits;
 mod output;
 mod pack;
 mod report;
 mod results;
+mod slide;
+mod table;
+mod units;
 mod watch;
 
 use std::process::ExitCode;
