@@ -1,14 +1,21 @@
 //! The presenter's tool: `cargo workshop --help`.
 
+mod baseline;
+mod chart;
 mod client;
 mod compare;
 mod contents;
 mod engine;
+mod figures;
 mod ladder;
+mod limits;
 mod output;
 mod pack;
 mod report;
 mod results;
+mod slide;
+mod table;
+mod units;
 mod watch;
 
 use std::process::ExitCode;

@@ -1,1 +1,220 @@
+//! report.html: the page that a room sees, and takes home to question.
 
+use anyhow::{Context as _, Result};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, context, syntax::SyntaxConfig, value::Serde};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    baseline, chart,
+    figures::{ROWS, Row, row_of},
+    results::{Figure, Image, Results},
+    units::{Unit, number},
+};
+
+const PAGE: &str = include_str!("report.html");
+const STYLE: &str = include_str!("report.css");
+const SCRIPT: &str = include_str!("report.js");
+
+/// Of the full table.
+#[derive(Serialize)]
+struct Line {
+    group: &'static str,
+    /// Whether the group begins here.
+    first: bool,
+    title: &'static str,
+    meaning: &'static str,
+    cells: Vec<Cell>,
+}
+
+#[derive(Serialize)]
+struct Cell {
+    figure: String,
+    reason: Option<String>,
+    change: Option<String>,
+    best: bool,
+}
+
+/// Of the race.
+#[derive(Serialize)]
+struct Lane {
+    label: String,
+    ink: usize,
+    /// None does not start.
+    seconds: Option<f64>,
+    figure: String,
+    reason: Option<String>,
+    /// How much of the way the engine makes, before the process starts; in percent.
+    engine: Option<f64>,
+    place: String,
+}
+
+/// The page. Nothing in it comes from elsewhere, and its policy lets nothing in.
+///
+/// # Errors
+///
+/// None that results could make.
+pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
+    let hash = BASE64_STANDARD.encode(Sha256::digest(SCRIPT));
+    render(
+        "report.html",
+        PAGE,
+        context! {
+            style => STYLE,
+            script => SCRIPT,
+            policy => format!("default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'"),
+            charts => Serde(chart::charts(results, &chart::PAGE)),
+            lanes => Serde(lanes(results)),
+            lines => Serde(lines(results, baseline)),
+            here => here(results),
+            legend => baseline.map(|earlier| format!("{} It is of {}.", baseline::LEGEND, earlier.begun)),
+            results => Serde(results),
+            facts => Serde(facts(results)),
+            file => serde_json::to_string_pretty(results)?,
+        },
+    )
+}
+
+/// Escapes in every template: an image's label may hold anything.
+pub fn render(name: &str, template: &str, values: minijinja::Value) -> Result<String> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?;
+    environment.set_syntax(syntax);
+    environment.render_named_str(name, template, values).with_context(|| format!("cannot make {name}"))
+}
+
+fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
+    let mut group = "";
+    let line = |row: &'static Row| {
+        let first = row.group != group;
+        group = row.group;
+        let best = row.best(&results.images);
+        let cells =
+            results.images.iter().zip(best).map(|(image, best)| cell(row, image, best, baseline)).collect();
+        Line { group, first, title: row.title, meaning: row.meaning, cells }
+    };
+    ROWS.iter().map(line).collect()
+}
+
+fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cell {
+    match (row.of)(image) {
+        Figure::NotAvailable(reason) => {
+            Cell { figure: "not available".to_owned(), reason: Some(reason), change: None, best: false }
+        }
+        Figure::Value(reading) => Cell {
+            figure: row.write(&reading),
+            reason: None,
+            change: baseline
+                .and_then(|baseline| baseline::same_image(baseline, image))
+                .and_then(|before| baseline::change(row, &reading, before)),
+            best,
+        },
+    }
+}
+
+fn lanes(results: &Results) -> Vec<Lane> {
+    let row = |key| row_of(key).expect("the catalogue has it");
+    let (start, process) = (row("start"), row("process"));
+    let extents: Vec<_> = results
+        .images
+        .iter()
+        .map(|image| (start.of)(image).value().and_then(|reading| reading.extent()))
+        .collect();
+    let lane = |(index, image): (usize, &Image)| {
+        let figure = (start.of)(image);
+        let seconds = figure.value().and_then(|reading| reading.value());
+        let running = (process.of)(image).value().and_then(|reading| reading.value());
+        Lane {
+            label: image.label.clone(),
+            ink: chart::ink(index),
+            seconds,
+            figure: figure.value().map_or_else(|| "not available".to_owned(), |reading| start.write(reading)),
+            engine: seconds
+                .zip(running)
+                .map(|(all, running)| ((all - running) / all * 100.0).clamp(0.0, 100.0)),
+            place: place(index, &extents),
+            reason: match figure {
+                Figure::NotAvailable(reason) => Some(reason),
+                Figure::Value(_) => None,
+            },
+        }
+    };
+    results.images.iter().enumerate().map(lane).collect()
+}
+
+/// Who is surely before whom: where ranges overlap, both have the better place.
+fn place(index: usize, extents: &[Option<(f64, f64)>]) -> String {
+    let Some((lowest, highest)) = extents[index] else { return String::new() };
+    let others =
+        || extents.iter().enumerate().filter(|(other, _)| *other != index).filter_map(|(_, extent)| *extent);
+    let before = others().filter(|other| other.1 < lowest).count();
+    let tied = others().any(|other| other.0 <= highest && lowest <= other.1);
+    format!("{}{}", before + 1, if tied { "=" } else { "" })
+}
+
+/// What this comparison says about size and start, whichever way it went.
+fn here(results: &Results) -> Option<String> {
+    let (pull, start) = (row_of("pull")?, row_of("start")?);
+    let both = results.images.iter().filter_map(|image| {
+        let (pull, start) = ((pull.of)(image), (start.of)(image));
+        Some((pull.value()?.value()?, start.value()?.value()?, start.value()?.extent()?, &image.label))
+    });
+    let mut both: Vec<_> = both.collect();
+    both.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let ((small, fast, fast_range, smallest), (large, slow, slow_range, largest)) =
+        (both.first()?, both.last()?);
+    if both.len() < 2 || *small <= 0.0 || *fast <= 0.0 {
+        return None;
+    }
+    let overlap = fast_range.0 <= slow_range.1 && slow_range.0 <= fast_range.1;
+    let times = |ratio: f64| if ratio >= 10.0 { Unit::Count.write(ratio) } else { format!("{ratio:.2}") };
+    Some(format!(
+        "Here, a pull of {largest} moves {} times the bytes of {smallest}, and its start takes {} times as long{}.",
+        times(large / small),
+        times(slow / fast),
+        if overlap {
+            ", a difference within the spread"
+        } else {
+            ", beyond the spread; but what runs inside differs too, not the size alone"
+        }
+    ))
+}
+
+/// What a figure can be questioned with.
+#[derive(Serialize)]
+pub struct Facts {
+    pub machine: String,
+    pub engine: String,
+    pub date: String,
+}
+
+pub fn facts(results: &Results) -> Facts {
+    let (machine, engine) = (&results.machine, &results.engine);
+    let model = match &machine.cpu_model {
+        Figure::Value(model) => model.clone(),
+        Figure::NotAvailable(reason) => format!("processor's model not available: {reason}"),
+    };
+    Facts {
+        machine: format!(
+            "{} × {} ({model}), {} memory, Linux {}, {}",
+            machine.cpus,
+            machine.architecture,
+            Unit::Bytes.write(number(machine.memory_bytes)),
+            machine.kernel,
+            machine.operating_system
+        ),
+        engine: format!(
+            "{} {}, {}, cgroup {}{}",
+            engine.name,
+            engine.version,
+            engine.storage_driver,
+            engine.cgroup_version,
+            if engine.rootless { ", rootless" } else { "" }
+        ),
+        date: results.begun.strftime("%-d %B %Y, %H:%M UTC").to_string(),
+    }
+}

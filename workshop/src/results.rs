@@ -239,6 +239,12 @@ impl Spread {
     }
 }
 
+/// What the tests show: one image that failed, figures that are not available, a label that is markup.
+#[cfg(test)]
+pub fn example() -> Results {
+    serde_json::from_str(include_str!("../tests/results.json")).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::Spread;

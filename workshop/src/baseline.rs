@@ -1,0 +1,91 @@
+//! An earlier comparison, and what has changed since.
+
+use crate::{
+    figures::{Reading, Row},
+    results::{Image, Results},
+};
+
+/// For below a table that shows changes.
+pub const LEGEND: &str = "In brackets the change against the baseline; ≈ where both ranges overlap, which is no change that \
+                          could be told from chance.";
+
+/// The same image in an earlier file: by name, else by label.
+pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image> {
+    let by_name = baseline.images.iter().find(|other| other.name == image.name);
+    by_name.or_else(|| baseline.images.iter().find(|other| other.label == image.label))
+}
+
+/// `+0.1 %`, or `≈` where the ranges overlap; none where one of the two has no number.
+pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
+    let before = (row.of)(before);
+    let before = before.value()?;
+    let (new, old) = (now.value()?, before.value()?);
+    let ((lowest, highest), (old_lowest, old_highest)) = (now.extent()?, before.extent()?);
+    Some(
+        if lowest <= old_highest && old_lowest <= highest && (lowest < highest || old_lowest < old_highest) {
+            "≈".to_owned()
+        } else if new.total_cmp(&old).is_eq() {
+            "±0".to_owned()
+        } else if old == 0.0 {
+            format!("was {}", row.unit.write(old))
+        } else {
+            percent((new - old) / old * 100.0)
+        },
+    )
+}
+
+fn percent(percent: f64) -> String {
+    match percent.abs() {
+        // A change is a change, and not +0.0 %.
+        tiny if tiny < 0.05 => format!("{}<0.1 %", if percent < 0.0 { "-" } else { "+" }),
+        large if large >= 100.0 => format!("{percent:+.0} %"),
+        _ => format!("{percent:+.1} %"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::change;
+    use crate::{
+        figures::Reading,
+        figures::row_of,
+        results::{Figure, Spread, example},
+    };
+
+    #[test]
+    fn only_ranges_that_do_not_overlap_make_a_change() {
+        let row = row_of("start").unwrap();
+        let change_of = |old: &[f64], new: &[f64]| {
+            let image = |samples: &[f64]| {
+                let mut image = example().images.remove(0);
+                image.start.create_to_answer = Figure::Value(Spread::new(samples.to_vec()).unwrap());
+                image
+            };
+            let now = (row.of)(&image(new));
+            change(row, now.value().unwrap(), &image(old)).unwrap()
+        };
+        assert_eq!(change_of(&[0.30, 0.35, 0.40], &[0.39, 0.45, 0.50]), "≈");
+        assert_eq!(change_of(&[0.30, 0.35, 0.40], &[0.40, 0.45, 0.50]), "≈");
+        assert_eq!(change_of(&[0.30, 0.40, 0.41], &[0.48, 0.50, 0.51]), "+25.0 %");
+        assert_eq!(change_of(&[0.48, 0.50, 0.51], &[0.30, 0.40, 0.41]), "-20.0 %");
+        assert_eq!(change_of(&[0.4], &[0.4]), "±0");
+    }
+
+    #[test]
+    fn sizes_change_by_the_byte() {
+        let row = row_of("size").unwrap();
+        let change_of = |old: u64, new: f64| {
+            let mut before = example().images.remove(0);
+            before.size.engine_bytes = Figure::Value(old);
+            change(row, &Reading::number(new), &before).unwrap()
+        };
+        assert_eq!(change_of(882_184, 883_066.0), "+0.1 %");
+        assert_eq!(change_of(882_184, 882_185.0), "+<0.1 %");
+        assert_eq!(change_of(882_184, 882_183.0), "-<0.1 %");
+        assert_eq!(change_of(882_184, 882_184.0), "±0");
+        assert_eq!(change_of(0, 12.0), "was 0 B");
+        let mut without = example().images.remove(0);
+        without.size.engine_bytes = Figure::NotAvailable("no engine".to_owned());
+        assert_eq!(change(row, &Reading::number(1.0), &without), None);
+    }
+}

@@ -1,0 +1,255 @@
+//! The arithmetic of the bars: how long each is on a linear and on a logarithmic scale, and where the scale's marks are.
+
+use serde::Serialize;
+
+use crate::{
+    figures::{Reading, Row, row_of},
+    results::{Figure, Results},
+    units::Unit,
+};
+
+/// Which figures the page shows as bars, in its order.
+pub const PAGE: [&str; 8] = ["pull", "unpacked", "files", "packages", "memory", "stop", "start", "process"];
+/// And the slide, which has room for six.
+pub const SLIDE: [&str; 6] = ["pull", "unpacked", "files", "memory", "start", "stop"];
+/// Colours, and with each a pattern. A ninth image begins again.
+const INKS: usize = 8;
+/// Below this part of the whole, in percent, a bar is marked and its part written beside it.
+const SMALL: f64 = 5.0;
+
+#[derive(Serialize)]
+pub struct Chart {
+    pub key: &'static str,
+    pub title: String,
+    pub meaning: &'static str,
+    pub bars: Vec<Bar>,
+    pub linear: Vec<Mark>,
+    pub log: Vec<Mark>,
+}
+
+/// Lengths and places are in percent of the whole.
+#[derive(Serialize)]
+pub struct Bar {
+    pub label: String,
+    pub ink: usize,
+    /// As it is written beside the bar.
+    pub figure: String,
+    /// Why there is no figure.
+    pub reason: Option<String>,
+    pub linear: f64,
+    pub log: f64,
+    pub whisker: Option<Whisker>,
+    /// `0.08 %`, of a bar that is hard to see on the linear scale.
+    pub part: Option<String>,
+}
+
+/// The lowest and the highest.
+#[derive(Serialize)]
+pub struct Whisker {
+    pub linear: [f64; 2],
+    pub log: [f64; 2],
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Mark {
+    pub at: f64,
+    pub text: String,
+}
+
+/// Charts of those figures that at least one image has.
+pub fn charts(results: &Results, keys: &[&str]) -> Vec<Chart> {
+    let rows = keys.iter().filter_map(|key| row_of(key));
+    rows.map(|row| chart(results, row))
+        .filter(|chart| chart.bars.iter().any(|bar| bar.reason.is_none()))
+        .collect()
+}
+
+pub fn ink(index: usize) -> usize {
+    index % INKS
+}
+
+fn chart(results: &Results, row: &'static Row) -> Chart {
+    let figures: Vec<_> = results.images.iter().map(row.of).collect();
+    let extents: Vec<_> =
+        figures.iter().filter_map(|figure| figure.value().and_then(Reading::extent)).collect();
+    let longest = extents.iter().map(|extent| extent.1).fold(0.0, f64::max);
+    let scale = Scale::new(longest, extents.iter().map(|extent| extent.0).filter(|lowest| *lowest > 0.0));
+    let bars = results.images.iter().zip(figures).enumerate().map(|(index, (image, figure))| {
+        let label = image.label.clone();
+        match figure {
+            Figure::NotAvailable(reason) => Bar { label, ink: ink(index), ..Bar::missing(reason) },
+            Figure::Value(reading) => Bar { label, ink: ink(index), ..Bar::new(row, &reading, &scale) },
+        }
+    });
+    Chart {
+        key: row.key,
+        title: format!("{}, {}", row.group, row.title),
+        meaning: row.meaning,
+        bars: bars.collect(),
+        linear: scale.linear_marks(row.unit),
+        log: scale.log_marks(row.unit),
+    }
+}
+
+impl Bar {
+    fn missing(reason: String) -> Self {
+        let figure = "not available".to_owned();
+        Bar {
+            label: String::new(),
+            ink: 0,
+            figure,
+            reason: Some(reason),
+            linear: 0.0,
+            log: 0.0,
+            whisker: None,
+            part: None,
+        }
+    }
+
+    fn new(row: &Row, reading: &Reading, scale: &Scale) -> Self {
+        let value = reading.value().unwrap_or_default();
+        let linear = scale.linear(value);
+        let whisker = match reading {
+            Reading::Number { range: Some((lowest, highest)), .. } => Some(Whisker {
+                linear: [*lowest, *highest].map(|end| scale.linear(end)),
+                log: [*lowest, *highest].map(|end| scale.log(end)),
+            }),
+            _ => None,
+        };
+        Bar {
+            label: String::new(),
+            ink: 0,
+            figure: row.write(reading),
+            reason: None,
+            linear,
+            log: scale.log(value),
+            whisker,
+            part: (value > 0.0 && linear < SMALL).then(|| part(linear)),
+        }
+    }
+}
+
+/// With the digits that it takes to be more than zero.
+fn part(percent: f64) -> String {
+    match percent {
+        p if p >= 0.95 => format!("{p:.0} %"),
+        p if p >= 0.095 => format!("{p:.1} %"),
+        p if p >= 0.0095 => format!("{p:.2} %"),
+        _ => "<0.01 %".to_owned(),
+    }
+}
+
+/// From nothing to the longest, and from one power of ten to another.
+struct Scale {
+    longest: f64,
+    /// Exponents of ten.
+    low: f64,
+    high: f64,
+}
+
+impl Scale {
+    fn new(longest: f64, lowest: impl Iterator<Item = f64>) -> Self {
+        let shortest = lowest.fold(longest, f64::min);
+        // Below the shortest bar, so that it has a length; above the longest.
+        let low = (shortest / 1.5).log10().floor();
+        let high = longest.log10().ceil().max(low + 1.0);
+        if longest > 0.0 { Scale { longest, low, high } } else { Scale { longest: 1.0, low: 0.0, high: 1.0 } }
+    }
+
+    fn linear(&self, value: f64) -> f64 {
+        rounded(value / self.longest * 100.0)
+    }
+
+    /// Nothing is nowhere on such a scale: it has no bar.
+    fn log(&self, value: f64) -> f64 {
+        if value <= 0.0 {
+            0.0
+        } else {
+            rounded((value.log10() - self.low) / (self.high - self.low) * 100.0).max(0.0)
+        }
+    }
+
+    /// Two to five, at round numbers.
+    fn linear_marks(&self, unit: Unit) -> Vec<Mark> {
+        let power = 10_f64.powf(self.longest.log10().floor());
+        let step =
+            [0.25, 0.5, 1.0, 2.5].map(|part| part * power).into_iter().find(|step| self.longest / step < 4.5);
+        let step = step.unwrap_or(power * 5.0);
+        let mut marks = vec![Mark { at: 0.0, text: "0".to_owned() }];
+        let mut value = step;
+        while value <= self.longest {
+            marks.push(Mark { at: self.linear(value), text: unit.write(value) });
+            value += step;
+        }
+        marks
+    }
+
+    /// The powers of ten, as many as stay apart.
+    fn log_marks(&self, unit: Unit) -> Vec<Mark> {
+        let every = ((self.high - self.low) / 5.0).ceil();
+        let mut marks = Vec::new();
+        let mut exponent = self.low;
+        while exponent <= self.high {
+            let value = 10_f64.powf(exponent);
+            marks.push(Mark { at: self.log(value), text: unit.write(value) });
+            exponent += every;
+        }
+        marks
+    }
+}
+
+/// To what a screen of 10,000 dots shows, and the file stays readable.
+fn rounded(percent: f64) -> f64 {
+    (percent * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PAGE, SLIDE, Scale, charts};
+    use crate::{figures::row_of, results::example, units::Unit};
+
+    #[test]
+    fn bars_are_to_scale() {
+        let charts = charts(&example(), &PAGE);
+        let pull = &charts[0];
+        assert_eq!(pull.key, "pull");
+        let lengths: Vec<_> = pull.bars.iter().map(|bar| bar.linear).collect();
+        // 371,920,441; 29,120,331; 421,337 and 80,911,223 bytes.
+        assert_eq!(lengths, [100.0, 7.8297, 0.1133, 21.7550]);
+        assert_eq!(pull.bars[2].part.as_deref(), Some("0.1 %"));
+        assert_eq!(pull.bars[0].part, None);
+        // From 100 kB to 1 GB: of these four powers of ten, log10(421,337) - 5 = 0.6246.
+        assert_eq!(
+            pull.log.iter().map(|mark| mark.text.as_str()).collect::<Vec<_>>(),
+            ["100 kB", "1 MB", "10 MB", "100 MB", "1 GB"]
+        );
+        assert_eq!(pull.bars[2].log, 15.6157);
+    }
+
+    #[test]
+    fn what_is_not_available_has_a_reason_and_no_bar() {
+        let charts = charts(&example(), &["start"]);
+        let bar = &charts[0].bars[3];
+        assert_eq!((bar.linear, bar.log, bar.figure.as_str()), (0.0, 0.0, "not available"));
+        assert!(bar.reason.as_ref().unwrap().contains("within 30 s"));
+        assert!(charts[0].bars[0].whisker.is_some());
+    }
+
+    #[test]
+    fn every_chart_is_of_a_figure() {
+        assert!(PAGE.iter().chain(&SLIDE).all(|key| row_of(key).is_some()));
+    }
+
+    #[test]
+    fn marks_are_at_round_numbers() {
+        let texts = |longest: f64, unit| {
+            let scale = Scale::new(longest, std::iter::once(longest / 3.0));
+            scale.linear_marks(unit).into_iter().map(|mark| mark.text).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(997.5e6, Unit::Bytes), ["0", "250 MB", "500 MB", "750 MB"]);
+        assert_eq!(texts(1.4, Unit::Seconds), ["0", "0.500 s", "1 s"]);
+        assert_eq!(texts(1.0, Unit::Count).len(), 5);
+        // Nothing at all is no reason to divide by it.
+        assert_eq!(texts(0.0, Unit::Count)[0], "0");
+    }
+}

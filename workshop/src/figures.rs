@@ -1,0 +1,270 @@
+//! The catalogue of figures: what each is called, what it counts and where in an image's results it stands. Every output
+//! walks this one list.
+
+use crate::{
+    results::{Figure, Image, InUse, Packages, Spread},
+    units::{Unit, number},
+};
+
+/// One line of the table.
+pub struct Row {
+    /// As `--fail-over` and the data formats name it.
+    pub key: &'static str,
+    pub group: &'static str,
+    pub title: &'static str,
+    /// How it was measured, in a sentence's length.
+    pub meaning: &'static str,
+    pub unit: Unit,
+    /// Which end an audience would want.
+    pub better: Better,
+    pub of: fn(&Image) -> Figure<Reading>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    Lower,
+    Higher,
+    Neither,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading {
+    Number {
+        value: f64,
+        /// Lowest and highest, where it was measured more than once; `value` is the median then.
+        range: Option<(f64, f64)>,
+        /// What the number is made of.
+        detail: Option<String>,
+    },
+    Words(String),
+}
+
+const SIZE: &str = "Size";
+const INSIDE: &str = "What is inside";
+const START: &str = "Start";
+const STOP: &str = "Stop";
+const MEMORY: &str = "Memory";
+const WORK: &str = "Work";
+
+const fn row(
+    key: &'static str,
+    (group, title, meaning): (&'static str, &'static str, &'static str),
+    (unit, better): (Unit, Better),
+    of: fn(&Image) -> Figure<Reading>,
+) -> Row {
+    Row { key, group, title, meaning, unit, better, of }
+}
+
+const BYTES: (Unit, Better) = (Unit::Bytes, Better::Lower);
+const SECONDS: (Unit, Better) = (Unit::Seconds, Better::Lower);
+const COUNT: (Unit, Better) = (Unit::Count, Better::Lower);
+const FACT: (Unit, Better) = (Unit::Count, Better::Neither);
+const WORDS: (Unit, Better) = (Unit::Words, Better::Neither);
+
+/// In the order in which they are shown.
+pub const ROWS: &[Row] = &[
+    row("size", (SIZE, "on the engine", "what `docker images` says"), BYTES, |i| {
+        of_count(&i.size.engine_bytes)
+    }),
+    row("unpacked", (SIZE, "unpacked", "of the files that a container sees"), BYTES, |i| {
+        of_count(&i.size.unpacked_bytes)
+    }),
+    row("pull", (SIZE, "pulled", "of the layers, gzipped, which a pull moves"), BYTES, |i| {
+        of_count(&i.size.compressed_bytes)
+    }),
+    row("layers", (SIZE, "layers", "that the image is made of"), FACT, |i| of_count(&i.size.layers)),
+    row("files", (INSIDE, "files", "that a container sees"), COUNT, |i| of_count(&i.size.files)),
+    row("executables", (INSIDE, "executables", "files that may be run"), COUNT, |i| {
+        of_count(&i.size.executables)
+    }),
+    row("packages", (INSIDE, "packages", "that a scanner could see"), COUNT, |i| packages(&i.size.packages)),
+    row("shell", (INSIDE, "shell", "what an intruder could type into"), WORDS, |i| or_none(&i.size.shell)),
+    row("package-managers", (INSIDE, "package managers", "by name"), COUNT, |i| {
+        names(&i.size.package_managers)
+    }),
+    row("setuid", (INSIDE, "setuid files", "that run with their owner's or group's rights"), COUNT, |i| {
+        i.size.setuid.map(|paths| Reading::number(number(paths.len() as u64)))
+    }),
+    row("user", (INSIDE, "user", "that the image runs as"), WORDS, |i| i.size.user.map(|user| words(user))),
+    row("base", (INSIDE, "base", "as its os-release names itself"), WORDS, |i| or_none(&i.size.base)),
+    row(
+        "start",
+        (START, "create to answer", "from the call that creates the container to the first answer 200"),
+        SECONDS,
+        |i| spread(&i.start.create_to_answer),
+    ),
+    row(
+        "process",
+        (START, "process to answer", "from the start of the process to the same answer"),
+        SECONDS,
+        |i| spread(&i.start.process_to_answer),
+    ),
+    row("stop", (STOP, "stop", "what `docker stop` takes"), SECONDS, |i| spread(&i.stop.seconds)),
+    row("exit-code", (STOP, "exit code", "of the last stop"), (Unit::Code, Better::Lower), |i| {
+        // An exit code has 8 bits.
+        i.stop.exit_code.map(|code| Reading::number(i32::try_from(*code).map_or(f64::MAX, f64::from)))
+    }),
+    row(
+        "memory",
+        (MEMORY, "idle", "of all its processes, without page cache that none has mapped"),
+        BYTES,
+        |i| in_use(&i.memory.idle),
+    ),
+    row(
+        "memory-anonymous",
+        (MEMORY, "idle, anonymous", "the part that no file could be read again for"),
+        BYTES,
+        |i| anonymous(&i.memory.idle),
+    ),
+    row("loaded", (MEMORY, "after the load", "the same, right after the load"), BYTES, |i| {
+        in_use(&i.memory.loaded)
+    }),
+    row(
+        "loaded-anonymous",
+        (MEMORY, "after, anonymous", "the part that no file could be read again for"),
+        BYTES,
+        |i| anonymous(&i.memory.loaded),
+    ),
+    row(
+        "rate",
+        (WORK, "requests", "answered 200 in a second, by a closed loop"),
+        (Unit::PerSecond, Better::Higher),
+        |i| measured(&i.work.requests_per_second),
+    ),
+    row("p50", (WORK, "latency, median", "half of the answers took longer"), SECONDS, |i| {
+        measured(&i.work.p50_seconds)
+    }),
+    row("p99", (WORK, "latency, 99 %", "1 answer in 100 took longer"), SECONDS, |i| {
+        measured(&i.work.p99_seconds)
+    }),
+    row("cpu", (WORK, "CPU per request", "processor time of the container"), SECONDS, |i| {
+        measured(&i.work.cpu_seconds_per_request)
+    }),
+    row("asked", (WORK, "requests asked", "by the load generator"), FACT, |i| of_count(&i.work.requests)),
+    row("errors", (WORK, "errors", "requests without an answer, or not 200"), COUNT, |i| {
+        of_count(&i.work.errors)
+    }),
+    row(
+        "generator",
+        (WORK, "generator's CPUs", "processors that the load generator itself kept busy"),
+        (Unit::Cpus, Better::Neither),
+        |i| measured(&i.work.generator_cpus),
+    ),
+];
+
+/// The row of that key.
+pub fn row_of(key: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.key == key)
+}
+
+impl Row {
+    /// A figure as text: `0.352 s (0.331 – 0.410)`, `88 (dpkg 88)`, `/bin/sh`.
+    pub fn write(&self, reading: &Reading) -> String {
+        match reading {
+            Reading::Number { value, range: Some(range), .. } => self.unit.write_range(*value, *range),
+            Reading::Number { value, detail: Some(detail), .. } => {
+                format!("{} ({detail})", self.unit.write(*value))
+            }
+            Reading::Number { value, .. } => self.unit.write(*value),
+            Reading::Words(words) => words.clone(),
+        }
+    }
+
+    /// Which of the images have the best figure: none where there is nothing to choose, several where their ranges overlap.
+    pub fn best(&self, images: &[Image]) -> Vec<bool> {
+        let ranges: Vec<_> =
+            images.iter().map(|image| (self.of)(image).value().and_then(Reading::extent)).collect();
+        let ends = ranges.iter().flatten();
+        // The best one's other end: whoever reaches it is not worse.
+        let reach = match self.better {
+            Better::Neither => None,
+            Better::Lower => ends.min_by(|a, b| a.0.total_cmp(&b.0)).map(|best| best.1),
+            Better::Higher => ends.max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0),
+        };
+        let best: Vec<_> = ranges
+            .iter()
+            .map(|range| match (range, reach, self.better) {
+                (Some(range), Some(reach), Better::Lower) => range.0 <= reach,
+                (Some(range), Some(reach), _) => range.1 >= reach,
+                _ => false,
+            })
+            .collect();
+        let distinct = ranges.iter().zip(&best).any(|(range, best)| range.is_some() && !best);
+        if distinct { best } else { vec![false; images.len()] }
+    }
+}
+
+impl Reading {
+    pub fn number(value: f64) -> Self {
+        Reading::Number { value, range: None, detail: None }
+    }
+
+    pub fn value(&self) -> Option<f64> {
+        match self {
+            Reading::Number { value, .. } => Some(*value),
+            Reading::Words(_) => None,
+        }
+    }
+
+    /// From the lowest to the highest; of a figure that was measured once, both are that one.
+    pub fn extent(&self) -> Option<(f64, f64)> {
+        match self {
+            Reading::Number { value, range, .. } => Some(range.unwrap_or((*value, *value))),
+            Reading::Words(_) => None,
+        }
+    }
+}
+
+fn words(text: impl Into<String>) -> Reading {
+    Reading::Words(text.into())
+}
+
+fn of_count(figure: &Figure<u64>) -> Figure<Reading> {
+    figure.map(|count| Reading::number(number(*count)))
+}
+
+fn measured(figure: &Figure<f64>) -> Figure<Reading> {
+    figure.map(|value| Reading::number(*value))
+}
+
+fn or_none(figure: &Figure<Option<String>>) -> Figure<Reading> {
+    figure.map(|text| words(text.as_deref().unwrap_or("none")))
+}
+
+fn names(figure: &Figure<Vec<String>>) -> Figure<Reading> {
+    figure.map(|names| with_detail(number(names.len() as u64), &names.join(", ")))
+}
+
+fn packages(figure: &Figure<Vec<Packages>>) -> Figure<Reading> {
+    figure.map(|packages| {
+        let kinds: Vec<_> = packages.iter().map(|kind| format!("{} {}", kind.kind, kind.count)).collect();
+        with_detail(packages.iter().map(|kind| number(kind.count)).sum(), &kinds.join(", "))
+    })
+}
+
+fn with_detail(value: f64, detail: &str) -> Reading {
+    Reading::Number { value, range: None, detail: (!detail.is_empty()).then(|| detail.to_owned()) }
+}
+
+/// A file may hold a spread of nothing; that is no figure.
+fn spread(figure: &Figure<Spread>) -> Figure<Reading> {
+    match figure {
+        Figure::Value(spread) if spread.samples.is_empty() => {
+            Figure::NotAvailable("no run was measured".to_owned())
+        }
+        Figure::Value(spread) => Figure::Value(Reading::Number {
+            value: spread.median(),
+            range: (spread.samples.len() > 1).then(|| (spread.lowest(), spread.highest())),
+            detail: None,
+        }),
+        Figure::NotAvailable(reason) => Figure::NotAvailable(reason.clone()),
+    }
+}
+
+fn in_use(figure: &Figure<InUse>) -> Figure<Reading> {
+    figure.map(|memory| Reading::number(number(memory.anonymous_bytes) + number(memory.file_bytes)))
+}
+
+fn anonymous(figure: &Figure<InUse>) -> Figure<Reading> {
+    figure.map(|memory| Reading::number(number(memory.anonymous_bytes)))
+}

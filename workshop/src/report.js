@@ -1,0 +1,43 @@
+'use strict';
+// The race: each runner takes as long as the median of its image's starts, by the clock on the wall.
+const race = document.getElementById('race');
+if (race) {
+  const clock = document.getElementById('clock');
+  const lanes = [...race.querySelectorAll('.lane[data-seconds]')];
+  const finish = Math.max(...lanes.map(lane => Number(lane.dataset.seconds)));
+  let frame = 0;
+
+  const show = seconds => {
+    for (const lane of lanes) {
+      const way = Math.min(1, seconds / Number(lane.dataset.seconds));
+      lane.style.setProperty('--way', way);
+      race.querySelector('#' + lane.dataset.result).parentElement.classList.toggle('waiting', way < 1);
+    }
+    clock.textContent = seconds.toFixed(3) + ' s';
+  };
+
+  // `slower` than real time, by that factor.
+  const start = slower => {
+    cancelAnimationFrame(frame);
+    const begin = performance.now();
+    race.dataset.state = 'running';
+    const step = now => {
+      const seconds = Math.max(0, now - begin) / 1000 / slower;
+      show(Math.min(seconds, finish));
+      if (seconds < finish) {
+        frame = requestAnimationFrame(step);
+      } else {
+        race.dataset.state = 'finished';
+      }
+    };
+    show(0);
+    frame = requestAnimationFrame(step);
+  };
+
+  for (const button of race.querySelectorAll('button')) {
+    button.onclick = () => start(Number(button.dataset.slower));
+  }
+  // Nothing moves until somebody says so; without this script, the results stand there from the beginning.
+  race.querySelector('.controls').hidden = false;
+  show(0);
+}

@@ -1,0 +1,188 @@
+//! report.svg and report.png: the picture for a slide.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use minijinja::{context, value::Serde};
+use resvg::{tiny_skia, usvg};
+use serde::Serialize;
+
+use crate::{
+    chart::{self, Chart},
+    report::{facts, render},
+    results::Results,
+    units::number,
+};
+
+const SLIDE: &str = include_str!("report.svg");
+
+/// As SVG, 1920 by 1080.
+///
+/// # Errors
+///
+/// None that results could make.
+pub fn svg(results: &Results) -> Result<String> {
+    let charts = chart::charts(results, &chart::SLIDE);
+    let panels: Vec<_> = charts.iter().enumerate().map(|(index, chart)| Panel::new(index, chart)).collect();
+    let facts = facts(results);
+    render(
+        "report.svg",
+        SLIDE,
+        context! {
+            panels => Serde(panels),
+            title => format!("{} images, side by side", results.images.len()),
+            failed => results.images.iter().filter(|image| image.failure.is_some()).count(),
+            machine => shortened(&format!("{} · {}", facts.machine, facts.engine), 130),
+            made => shortened(&format!("{} · medians of {} runs · {}", facts.date, results.settings.runs, results.command), 130),
+        },
+    )
+}
+
+/// The same as dots.
+///
+/// # Errors
+///
+/// A machine without a font; a slide that is no SVG.
+pub fn png(slide: &str) -> Result<Vec<u8>> {
+    let mut fonts = usvg::fontdb::Database::new();
+    fonts.load_system_fonts();
+    png_with(slide, fonts)
+}
+
+fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
+    // What the slide's own list of families does not find is written in the first font there is.
+    let family = fonts.faces().find_map(|face| face.families.first()).map(|(name, _)| name.clone());
+    let family = family.context(
+        "no font is installed; install one, such as Debian's fonts-dejavu-core or Fedora's dejavu-sans-fonts",
+    )?;
+    fonts.set_sans_serif_family(family);
+    let options = usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() };
+    let tree = usvg::Tree::from_str(slide, &options)?;
+    let size = tree.size().to_int_size();
+    let mut dots = tiny_skia::Pixmap::new(size.width(), size.height()).context("the slide has no size")?;
+    resvg::render(&tree, tiny_skia::Transform::identity(), &mut dots.as_mut());
+    dots.encode_png().context("cannot encode the slide")
+}
+
+/// A chart at its place on the slide; places and lengths in the slide's units.
+#[derive(Serialize)]
+struct Panel {
+    x: f64,
+    y: f64,
+    title: String,
+    meaning: &'static str,
+    bars: Vec<Strip>,
+    /// Of the letters beside the bars.
+    letters: f64,
+    thickness: f64,
+    height: f64,
+    track: f64,
+    start: f64,
+}
+
+#[derive(Serialize)]
+struct Strip {
+    label: String,
+    ink: usize,
+    y: f64,
+    middle: f64,
+    baseline: f64,
+    length: f64,
+    whisker: Option<[f64; 2]>,
+    /// Where what is written inside the track begins.
+    after: f64,
+    part: Option<String>,
+    figure: String,
+    reason: Option<String>,
+}
+
+impl Panel {
+    const WIDTH: f64 = 900.0;
+    const HEIGHT: f64 = 262.0;
+    const LABELS: f64 = 270.0;
+    const TRACK: f64 = 340.0;
+
+    fn new(index: usize, chart: &Chart) -> Self {
+        let place = |index: usize| number(index as u64);
+        let (column, line) = (place(index % 2), place(index / 2));
+        let pitch = ((Self::HEIGHT - 62.0) / place(chart.bars.len())).min(56.0);
+        let letters = (pitch * 0.56).clamp(9.0, 24.0);
+        let thickness = pitch * 0.66;
+        let bars = chart.bars.iter().enumerate().map(|(index, bar)| {
+            let y = 48.0 + place(index) * pitch;
+            let length = bar.linear / 100.0 * Self::TRACK;
+            let whisker =
+                bar.whisker.as_ref().map(|whisker| whisker.linear.map(|at| at / 100.0 * Self::TRACK));
+            Strip {
+                label: shortened(&bar.label, fitting(Self::LABELS - 16.0, letters)),
+                ink: bar.ink,
+                y,
+                middle: y + thickness / 2.0,
+                baseline: y + thickness / 2.0 + letters * 0.36,
+                length,
+                after: whisker.map_or(length, |whisker| whisker[1].max(length)) + 8.0,
+                whisker,
+                part: bar.part.clone(),
+                figure: shortened(
+                    &bar.figure,
+                    fitting(Self::WIDTH - Self::LABELS - Self::TRACK - 14.0, letters),
+                ),
+                reason: bar.reason.as_ref().map(|reason| {
+                    let text = format!("not available: {reason}");
+                    shortened(&text, fitting(Self::WIDTH - Self::LABELS - 10.0, letters))
+                }),
+            }
+        });
+        Panel {
+            x: 40.0 + column * (Self::WIDTH + 40.0),
+            y: 130.0 + line * (Self::HEIGHT + 16.0),
+            title: chart.title.clone(),
+            meaning: chart.meaning,
+            letters,
+            thickness,
+            height: place(chart.bars.len()) * pitch,
+            track: Self::TRACK,
+            start: Self::LABELS,
+            bars: bars.collect(),
+        }
+    }
+}
+
+/// How many letters of that height go into a width: DejaVu's, the widest of the usual fonts, are 0.6 as wide as high.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn fitting(width: f64, letters: f64) -> usize {
+    (width / (letters * 0.6)) as usize
+}
+
+/// Without its middle, if need be: of an image's name the end tells most.
+fn shortened(text: &str, most: usize) -> String {
+    let length = text.chars().count();
+    if length <= most {
+        return text.to_owned();
+    }
+    let kept = most.saturating_sub(1);
+    let head: String = text.chars().take(kept / 2).collect();
+    let tail: String = text.chars().skip(length - (kept - kept / 2)).collect();
+    format!("{head}…{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use resvg::usvg::fontdb::Database;
+
+    use super::{png_with, shortened, svg};
+    use crate::results::example;
+
+    #[test]
+    fn a_machine_without_fonts_is_told_what_to_install() {
+        let error = png_with(&svg(&example()).unwrap(), Database::new()).unwrap_err();
+        assert!(error.to_string().contains("fonts-dejavu-core"), "{error}");
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_ends() {
+        assert_eq!(shortened("timber-tutorial:2", 17), "timber-tutorial:2");
+        assert_eq!(shortened("registry.example/team/timber:2", 17), "registry…timber:2");
+        assert_eq!(shortened("äöüß", 3), "ä…ß");
+    }
+}

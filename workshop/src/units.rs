@@ -1,0 +1,208 @@
+//! How figures are written and read: sizes in decimal units, as Docker writes them, and times.
+
+/// What a number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Bytes,
+    Seconds,
+    Count,
+    PerSecond,
+    /// Processors kept busy.
+    Cpus,
+    /// An exit code: a number, but no quantity.
+    Code,
+    /// No number at all.
+    Words,
+}
+
+/// From which value on, the unit, and what it is worth.
+const BYTES: [(f64, &str, f64); 4] =
+    [(1e9, " GB", 1e9), (1e6, " MB", 1e6), (1e3, " kB", 1e3), (0.0, " B", 1.0)];
+const SECONDS: [(f64, &str, f64); 3] = [(0.1, " s", 1.0), (1e-3, " ms", 1e-3), (0.0, " µs", 1e-6)];
+/// As they may be typed, where [`Unit::parse`] reads them.
+const TYPED_BYTES: [(&str, f64); 8] = [
+    ("kB", 1e3),
+    ("KB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("KiB", 1024.0),
+    ("MiB", 1024.0 * 1024.0),
+    ("GiB", 1024.0 * 1024.0 * 1024.0),
+    ("B", 1.0),
+];
+const TYPED_SECONDS: [(&str, f64); 4] = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("s", 1.0)];
+
+impl Unit {
+    /// As the data formats name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Bytes => "bytes",
+            Unit::Seconds => "seconds",
+            Unit::Count => "count",
+            Unit::PerSecond => "per second",
+            Unit::Cpus => "processors",
+            Unit::Code => "code",
+            Unit::Words => "text",
+        }
+    }
+
+    /// Three digits that count, and the unit: `882 kB`, `0.352 s`.
+    pub fn write(self, value: f64) -> String {
+        let (scaled, suffix) = self.scaled(value, value);
+        format!("{scaled}{suffix}")
+    }
+
+    /// The same with the lowest and the highest in the same unit: `0.352 s (0.331 – 0.410)`.
+    pub fn write_range(self, value: f64, (lowest, highest): (f64, f64)) -> String {
+        let part = |value_of| self.scaled(value_of, value).0;
+        format!("{} ({} – {})", self.write(value), part(lowest), part(highest))
+    }
+
+    /// `value` in the unit that suits `example`, and that unit.
+    fn scaled(self, value: f64, example: f64) -> (String, &'static str) {
+        let of = |scales: &[(f64, &'static str, f64)]| {
+            // What would be rounded to 1000 of a unit is 1 of the next.
+            let rounded = example.abs() * 1.0005;
+            let (_, suffix, scale) = scales.iter().find(|(from, ..)| rounded >= *from).unwrap_or(&scales[0]);
+            (three_digits(value / scale), *suffix)
+        };
+        match self {
+            Unit::Bytes => of(&BYTES),
+            Unit::Seconds if example == 0.0 => (three_digits(value), " s"),
+            Unit::Seconds => of(&SECONDS),
+            Unit::PerSecond => (thousands(value), "/s"),
+            Unit::Cpus => (format!("{value:.2}"), ""),
+            Unit::Count | Unit::Code | Unit::Words => (thousands(value), ""),
+        }
+    }
+
+    /// What somebody typed, such as `900kB`, `1.5 MiB`, `200ms` or `12`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what was wrong and what would do.
+    pub fn parse(self, text: &str) -> Result<f64, String> {
+        let (suffixes, examples): (&[_], _) = match self {
+            Unit::Bytes => (&TYPED_BYTES, "a size such as 900kB, 1.5MB, 2GB, 512KiB or 1MiB"),
+            Unit::Seconds => (&TYPED_SECONDS, "a time such as 1s, 0.5s, 200ms or 50us"),
+            _ => (&[("", 1.0)], "a number such as 0 or 12"),
+        };
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, suffix) = (&text[..digits], text[digits..].trim());
+        let number: f64 = number.parse().map_err(|_| format!("`{text}` is not {examples}"))?;
+        match suffixes.iter().find(|(known, _)| *known == suffix) {
+            Some((_, scale)) => Ok(number * scale),
+            None if suffix.is_empty() => Err(format!("`{text}` has no unit; expected {examples}")),
+            None => Err(format!("unknown unit `{suffix}` in `{text}`; expected {examples}")),
+        }
+    }
+}
+
+/// An integer as it stands in a results file. Beyond 2^53 the last digits go, which no figure here has.
+#[expect(clippy::cast_precision_loss)]
+pub fn number(integer: u64) -> f64 {
+    integer as f64
+}
+
+fn three_digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        0.0 => 0,
+        size if size >= 99.95 => 0,
+        size if size >= 9.995 => 1,
+        size if size >= 0.9995 => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.decimals$}");
+    // 79.0 MB is 79 MB, as Docker has it.
+    text.strip_suffix(".00").or_else(|| text.strip_suffix(".0")).unwrap_or(&text).to_owned()
+}
+
+fn thousands(value: f64) -> String {
+    let digits = format!("{:.0}", value.abs());
+    let mut text = if value < 0.0 { "-".to_owned() } else { String::new() };
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Unit;
+
+    #[test]
+    fn sizes_are_written_as_docker_writes_them() {
+        let written = [
+            (0.0, "0 B"),
+            (999.0, "999 B"),
+            (999.9, "1 kB"),
+            (1_000.0, "1 kB"),
+            (882_184.0, "882 kB"),
+            (999_900.0, "1 MB"),
+            (79_711_247.0, "79.7 MB"),
+            (1_018_000_000.0, "1.02 GB"),
+        ];
+        for (bytes, text) in written {
+            assert_eq!(Unit::Bytes.write(bytes), text);
+        }
+    }
+
+    #[test]
+    fn times_keep_three_digits() {
+        let written = [
+            (0.0, "0 s"),
+            (0.000_004_2, "4.20 µs"),
+            (0.000_42, "420 µs"),
+            (0.012_3, "12.3 ms"),
+            (0.352, "0.352 s"),
+            (1.043, "1.04 s"),
+            (10.23, "10.2 s"),
+        ];
+        for (seconds, text) in written {
+            assert_eq!(Unit::Seconds.write(seconds), text);
+        }
+        assert_eq!(Unit::Seconds.write_range(0.35, (0.0931, 1.41)), "0.350 s (0.093 – 1.41)");
+        assert_eq!(Unit::Seconds.write_range(0.0123, (0.0, 0.02)), "12.3 ms (0 – 20)");
+        assert_eq!(Unit::PerSecond.write(48_210.4), "48,210/s");
+        assert_eq!(Unit::Count.write(1_234_567.0), "1,234,567");
+    }
+
+    #[test]
+    fn sizes_and_times_are_read() {
+        let read = [
+            (Unit::Bytes, "900kB", 900_000.0),
+            (Unit::Bytes, "1.5 MB", 1_500_000.0),
+            (Unit::Bytes, "1MiB", 1_048_576.0),
+            (Unit::Bytes, "12B", 12.0),
+            (Unit::Seconds, "1s", 1.0),
+            (Unit::Seconds, "250ms", 0.25),
+            (Unit::Count, "12", 12.0),
+        ];
+        for (unit, text, value) in read {
+            assert_eq!(unit.parse(text), Ok(value), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let wrong = [
+            (Unit::Bytes, "900", "`900` has no unit"),
+            (Unit::Bytes, "900qB", "unknown unit `qB`"),
+            (Unit::Bytes, "900mb", "unknown unit `mb`"),
+            (Unit::Bytes, "kB", "`kB` is not a size"),
+            (Unit::Bytes, "-1kB", "`-1kB` is not a size"),
+            (Unit::Seconds, "1.2.3s", "is not a time"),
+            (Unit::Seconds, "1kB", "unknown unit `kB`"),
+            (Unit::Count, "1s", "unknown unit `s`"),
+            (Unit::Count, "", "is not a number"),
+        ];
+        for (unit, text, message) in wrong {
+            let error = unit.parse(text).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}
