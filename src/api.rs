@@ -124,18 +124,17 @@ const TARGET: &str = env!("BUILD_TARGET");
 /// musl or gnu.
 const LIBC: &str = env!("BUILD_LIBC");
 
-/// The answer to one request, and the index of its route; past the end of [`ROUTES`] where it has none.
-pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Answer) {
-    let none = ROUTES.len();
+/// The answer to one request, and the index of its route, if it has one.
+pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (Option<usize>, Answer) {
     if let Err(failure) = check(head) {
-        return (none, failure.into());
+        return (None, failure.into());
     }
     let allowed = |status| Answer { status, headers: &ALLOWED, body: Bytes::new() };
     if head.method == Method::OPTIONS && head.uri.path() == "*" {
-        return (none, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
+        return (None, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
     }
     let Some(index) = find(head) else {
-        return (none, not_found(app, head, client));
+        return (None, not_found(app, head, client));
     };
     let Route { headers, answer, .. } = &ROUTES[index];
     let answer = match head.method {
@@ -149,7 +148,7 @@ pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Answer) {
         }
         _ => Failure(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
     };
-    (index, answer)
+    (Some(index), answer)
 }
 
 /// What hyper leaves unchecked: the form of the target, and Host.

@@ -122,7 +122,7 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     let facts = LazyCell::new(|| host::facts(Path::new("/")));
     let workers = || server.config.workers.unwrap_or_else(|| facts.workers());
     log.start();
-    let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
+    let workers = server.start(&listener, workers).map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
@@ -140,8 +140,8 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     app.draining.store(true, Relaxed);
     log.info(format_args!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
-    let is_drained = is_first(server.drain(listener, accepting), signals.next()).await;
-    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.load(Relaxed));
+    let is_drained = is_first(server.drain(listener), signals.next()).await;
+    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, *server.busy.borrow());
     let how = if is_drained { "" } else { ", at a second signal" };
     log.info(format_args!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
