@@ -14,9 +14,9 @@ use hyper::{Request, Response, StatusCode, server::conn::http1, service::service
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
-use tokio::{net::TcpStream, sync::futures::Notified};
+use tokio::{net::TcpStream, sync::futures::Notified, sync::watch};
 
-use crate::server::{Busy, Server, is_first};
+use crate::server::{Server, is_first};
 use crate::{api, api::Failure, config::Config};
 
 /// Bytes of a request's head, and of whatever is pipelined behind it, that are held at once: twice what the
@@ -35,7 +35,12 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer, and none of hyper's buffers.
-pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Busy) {
+pub async fn serve(
+    server: &'static Server,
+    mut stream: TcpStream,
+    client: IpAddr,
+    mut busy: watch::Receiver<()>,
+) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
@@ -43,12 +48,11 @@ pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAdd
     while let Some(parked) = Box::pin(talk(server, stream, client, until)).await {
         drop(busy);
         (stream, until) = parked;
-        let (readable, timer) =
-            (poll_fn(|context| stream.poll_read_ready(context)), server.sleep_until(until));
-        if !is_first(readable, pin!(timer)).await {
+        let timer = pin!(server.sleep_until(until));
+        if !is_first(poll_fn(|context| stream.poll_read_ready(context)), timer).await {
             return;
         }
-        busy = server.busy();
+        busy = server.busy.subscribe();
     }
 }
 
@@ -61,13 +65,12 @@ async fn talk(
     until: Instant,
 ) -> Option<(TcpStream, Instant)> {
     let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
-    let (requests, unanswered, is_last) = Default::default();
-    let activity =
-        Activity { server, client, client_name: client.to_string(), requests, unanswered, is_last };
+    let (client_name, requests, unanswered, is_last) =
+        (client.to_string(), AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    let activity = &Activity { server, client, client_name, requests, unanswered, is_last };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
     let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
     let (is_registered, is_closing, is_quiet, requests, since) = (false, false, false, 0, Instant::now());
-    let activity = &activity;
     let mut watch =
         Watch { activity, tick, timer, close, is_registered, is_closing, is_quiet, requests, since };
     let mut http = http1::Builder::new();
@@ -238,8 +241,8 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// To be called whenever hyper has to wait for the socket, which ends with what this returns: an error when the
-    /// client does not take its answer, nothing more to read when there is no answer to give.
+    /// To be called where hyper would have to wait for the socket. What is ready instead of that is what the socket
+    /// ends with: an error when the client does not take its answer, and no bytes when it has none to take.
     fn look(&mut self, context: &mut Context) -> Poll<io::Result<()>> {
         let server = self.activity.server;
         let is_due = self.timer.is_elapsed();

@@ -32,7 +32,7 @@ const EAFNOSUPPORT: i32 = 97;
 pub struct Server {
     pub config: Config,
     pub app: &'static App,
-    pub log: Log,
+    pub log: &'static Log,
     /// The runtime that has the timers. A worker's runtime has none: it would ask the clock and look at its timers
     /// for each request.
     timers: Handle,
@@ -43,8 +43,8 @@ pub struct Server {
     /// True from the moment when connections close as soon as they have nothing to do, and the call to do so.
     pub closing: AtomicBool,
     pub close: Notify,
-    /// Connections that may have something to do.
-    pub busy: watch::Sender<usize>,
+    /// A connection that may have something to do holds a receiver, and a drain waits for it.
+    pub busy: watch::Sender<()>,
 }
 
 /// Binds the address of `config`. Without a host that is all interfaces: IPv6 and IPv4 (unless the kernel is told
@@ -116,7 +116,7 @@ fn decline_handshakes(listener: &StdListener) -> io::Result<()> {
 
 impl Server {
     /// To be called on the runtime that is to have the timers.
-    pub fn new(config: Config, app: &'static App, log: Log) -> Self {
+    pub fn new(config: Config, app: &'static App, log: &'static Log) -> Self {
         let (timers, permits) = (Handle::current(), Semaphore::new(config.max_connections));
         let (stopped, closing, close, busy) = Default::default();
         Server { config, app, log, timers, permits, stopped, closing, close, busy }
@@ -199,18 +199,12 @@ impl Server {
     fn open(&'static self, stream: TcpStream, peer: SocketAddr) {
         // Counted here and not in the task: a drain must not miss one that has yet to run.
         self.app.metrics.connections.fetch_add(1, Relaxed);
-        let (open, busy) = (Open(self), self.busy());
+        let (open, busy) = (Open(self), self.busy.subscribe());
         tokio::spawn(async move {
             // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
             connection::serve(self, stream, peer.ip().to_canonical(), busy).await;
             drop(open);
         });
-    }
-
-    /// Counts a connection among those that a drain waits for, until what this returns is dropped.
-    pub fn busy(&'static self) -> Busy {
-        self.busy.send_modify(|busy| *busy += 1);
-        Busy(self)
     }
 
     /// Stops within one budget, the delay and the deadline. By now [`App::draining`] is to be set. Nothing that the
@@ -250,7 +244,7 @@ impl Server {
         self.closing.store(true, Relaxed);
         self.close.notify_waiters();
         // What is parked needs no closing: it ends with the process, and is served until then.
-        _ = timeout_at(end, self.busy.subscribe().wait_for(|busy| *busy == 0)).await;
+        _ = timeout_at(end, self.busy.closed()).await;
     }
 }
 
@@ -271,14 +265,5 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.permits.add_permits(1);
         self.0.app.metrics.connections.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A connection's place among those that may have something to do.
-pub struct Busy(&'static Server);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.busy.send_modify(|busy| *busy -= 1);
     }
 }
