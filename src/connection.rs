@@ -82,7 +82,7 @@ async fn talk(
         let answer = |request| future::ready(Ok::<_, Infallible>(exchange(activity, refusal, request)));
         let io = TokioIo::new(Watched { stream, unread, watch: &mut watch });
         let mut hyper = http.serve_connection(io, service_fn(answer));
-        let end = poll_fn(|context| hyper.poll_without_shutdown(context)).await;
+        let end = (&mut hyper).await;
         let parts = hyper.into_parts();
         (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
         let failure = match end {
@@ -102,7 +102,9 @@ async fn talk(
         server.log.info(format_args!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
         (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
-    if activity.is_last.load(Relaxed) && !activity.is_answering() {
+    // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.
+    let has_more = || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
+    if !activity.is_answering() && (activity.is_last.load(Relaxed) || has_more()) {
         linger(stream, server.sleep_until(Instant::now() + LINGER)).await;
     }
     None
@@ -318,7 +320,8 @@ impl AsyncWrite for Watched<'_, '_> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    /// hyper does this last, when all it had to write is written. What becomes of the socket is not its concern.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
