@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{borrow::Cow, time::Instant};
+use std::{borrow::Cow, iter, time::Instant};
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version, body::Bytes, http::request::Parts};
@@ -124,18 +124,17 @@ const TARGET: &str = env!("BUILD_TARGET");
 /// musl or gnu.
 const LIBC: &str = env!("BUILD_LIBC");
 
-/// The answer to one request, and the index of its route; past the end of [`ROUTES`] where it has none.
-pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Answer) {
-    let none = ROUTES.len();
+/// The answer to one request, and the index of its route, if it has one.
+pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (Option<usize>, Answer) {
     if let Err(failure) = check(head) {
-        return (none, failure.into());
+        return (None, failure.into());
     }
     let allowed = |status| Answer { status, headers: &ALLOWED, body: Bytes::new() };
     if head.method == Method::OPTIONS && head.uri.path() == "*" {
-        return (none, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
+        return (None, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
     }
     let Some(index) = find(head) else {
-        return (none, not_found(app, head, client));
+        return (None, not_found(app, head, client));
     };
     let Route { headers, answer, .. } = &ROUTES[index];
     let answer = match head.method {
@@ -144,26 +143,23 @@ pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (usize, Answer) {
         }
         Method::OPTIONS => allowed(StatusCode::OK),
         // The body is empty as in the original.
-        Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE | Method::CONNECT => {
+        Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE => {
             allowed(StatusCode::METHOD_NOT_ALLOWED)
         }
         _ => Failure(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
     };
-    (index, answer)
+    (Some(index), answer)
 }
 
 /// What hyper leaves unchecked: the form of the target, and Host.
 fn check(head: &Parts) -> Result<(), Failure> {
     let bad = |description| Err(Failure(StatusCode::BAD_REQUEST, description));
     let is_authority = head.uri.scheme().is_none() && head.uri.authority().is_some();
-    if head.method == Method::CONNECT && !is_authority {
-        return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)");
-    }
-    if head.method == Method::CONNECT {
-        return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy"));
-    }
-    if is_authority {
-        return bad("The target has to start with a slash (RFC 9112 section 3.2.1)");
+    match (head.method == Method::CONNECT, is_authority) {
+        (true, false) => return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)"),
+        (true, true) => return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy")),
+        (false, true) => return bad("The target has to start with a slash (RFC 9112 section 3.2.1)"),
+        (false, false) => {}
     }
     // Fewer keys than headers: only then is it worth the while to look for a second Host.
     let is_repeated = head.headers.len() > head.headers.keys_len();
@@ -256,11 +252,11 @@ impl From<Failure> for Answer {
 /// The 404 that documents the API, byte for byte the original's. It knows `/index` alone; what a machine asks
 /// for beside it stands in the document that Link points to.
 fn not_found(app: &App, head: &Parts, client: IpAddr) -> Answer {
-    let host = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-    let host = host
-        .or_else(|| head.headers.get(header::HOST).map(HeaderValue::as_bytes))
-        .map(String::from_utf8_lossy);
-    let host = host.unwrap_or_else(|| Cow::Owned(format!("localhost:{}", app.port)));
+    let host = match (head.uri.authority(), head.headers.get(header::HOST)) {
+        (Some(authority), _) => Cow::Borrowed(authority.as_str()),
+        (None, Some(host)) => String::from_utf8_lossy(host.as_bytes()),
+        (None, None) => Cow::Owned(format!("localhost:{}", app.port)),
+    };
     // As in the original, a proxy on this machine is believed.
     let tls = client.is_loopback() && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
@@ -327,26 +323,21 @@ fn html(text: &str) -> String {
 }
 
 fn openapi() -> String {
-    let response = |status: StatusCode, description: &str, headers: Headers| {
+    let response = |status: StatusCode, description, headers: Headers| {
         let content_type = headers[0].1.to_str().unwrap_or_default();
         let media = content_type.split(';').next().unwrap_or_default();
         let schema = if media == "application/json" { "object" } else { "string" };
-        format!(
-            r#""{}": {{"description": {}, "content": {{"{media}": {{"schema": {{"type": "{schema}"}}}}}}}}"#,
-            status.as_str(),
-            quote(description)
-        )
+        let content = format!(r#"{{"{media}": {{"schema": {{"type": "{schema}"}}}}}}"#);
+        format!(r#""{}": {{"description": "{description}", "content": {content}}}"#, status.as_str())
     };
-    let path = |route: &Route| {
-        let mut responses = response(StatusCode::OK, "OK", route.headers);
-        if let Some(Failure(status, description)) = route.failure {
-            responses = responses + ", " + &response(status, description, &JSON);
-        }
-        let summary = quote(route.summary);
-        format!(r#""{}": {{"get": {{"summary": {summary}, "responses": {{{responses}}}}}}}"#, route.path)
+    let path = |Route { path, headers, summary, failure, .. }: &Route| {
+        let failure = failure.map(|Failure(status, description)| response(status, description, &JSON));
+        let responses: Vec<_> = iter::once(response(StatusCode::OK, "OK", headers)).chain(failure).collect();
+        let responses = responses.join(", ");
+        format!(r#""{path}": {{"get": {{"summary": "{summary}", "responses": {{{responses}}}}}}}"#)
     };
-    let paths: Vec<_> = ROUTES.iter().map(path).collect();
+    let paths = ROUTES.iter().map(path).collect::<Vec<_>>().join(", ");
     let license = r#"{"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"}"#;
     let info = format!(r#"{{"title": "timber", "version": "{VERSION}", "license": {license}}}"#);
-    format!(r#"{{"openapi": "3.1.0", "info": {info}, "paths": {{{}}}}}"#, paths.join(", "))
+    format!(r#"{{"openapi": "3.1.0", "info": {info}, "paths": {{{paths}}}}}"#)
 }

@@ -196,8 +196,8 @@ fn is_service_link(name: &str, value: &str) -> bool {
 
 /// The host of an IPv6 address stands in brackets or, without a port, bare.
 fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
-    if value.is_empty() || value.parse::<Ipv6Addr>().is_ok() {
-        return (!value.is_empty()).then(|| (Some(value.to_owned()), None));
+    if value.parse::<Ipv6Addr>().is_ok() {
+        return Some((Some(value.to_owned()), None));
     }
     let (host, port) = match value.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
@@ -205,7 +205,7 @@ fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
     };
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse::<Ipv6Addr>().ok().map(|_| (Some(v6.to_owned()), port)),
-        None if host.contains(['[', ']', ':']) => None,
+        None if value.is_empty() || host.contains(['[', ']', ':']) => None,
         None => Some(((!host.is_empty()).then(|| host.to_owned()), port)),
     }
 }

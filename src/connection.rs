@@ -1,10 +1,11 @@
 //! One connection: hyper at work on it, its deadlines, and each exchange. The only file that names hyper's
 //! connection types.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
-use std::{convert::Infallible, future, future::poll_fn, io, net::IpAddr, pin::Pin, pin::pin};
+use std::task::{Context, Poll};
+use std::{
+    convert::Infallible, future, future::poll_fn, io, io::ErrorKind, mem, net::IpAddr, pin::Pin, pin::pin,
+};
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
@@ -13,10 +14,10 @@ use hyper::{Request, Response, StatusCode, server::conn::http1, service::service
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
-use tokio::{net::TcpStream, sync::futures::Notified};
+use tokio::{net::TcpStream, sync::futures::Notified, sync::watch};
 
-use crate::server::{Busy, Server, is_first};
-use crate::{api, api::Failure, config::Config, metrics::Metrics};
+use crate::server::{Server, is_first};
+use crate::{api, api::Failure, config::Config};
 
 /// Bytes of a request's head, and of whatever is pipelined behind it, that are held at once: twice what the
 /// original took.
@@ -34,23 +35,24 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer, and none of hyper's buffers.
-pub async fn serve(server: &'static Server, stream: TcpStream, client: IpAddr, busy: Busy) {
+pub async fn serve(
+    server: &'static Server,
+    mut stream: TcpStream,
+    client: IpAddr,
+    mut busy: watch::Receiver<()>,
+) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
-    let (mut stream, mut busy, mut until) = (stream, busy, Instant::now() + server.config.header_timeout);
+    let mut until = Instant::now() + server.config.header_timeout;
     while let Some(parked) = Box::pin(talk(server, stream, client, until)).await {
         drop(busy);
         (stream, until) = parked;
-        let mut timer = pin!(server.sleep_until(until));
-        let is_readable = poll_fn(|context| match stream.poll_read_ready(context) {
-            Poll::Ready(_) => Poll::Ready(true),
-            Poll::Pending => timer.as_mut().poll(context).map(|()| false),
-        });
-        if !is_readable.await {
+        let timer = pin!(server.sleep_until(until));
+        if !is_first(poll_fn(|context| stream.poll_read_ready(context)), timer).await {
             return;
         }
-        busy = server.busy();
+        busy = server.busy.subscribe();
     }
 }
 
@@ -63,39 +65,28 @@ async fn talk(
     until: Instant,
 ) -> Option<(TcpStream, Instant)> {
     let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
-    let activity = Arc::new(Activity::new(server.app.metrics, client));
+    let (client_name, requests, unanswered, is_last) =
+        (client.to_string(), AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    let activity = &Activity { server, client, client_name, requests, unanswered, is_last };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
     let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
-    let (is_registered, is_closing, requests, since) = (false, false, 0, Instant::now());
+    let (is_registered, is_closing, is_quiet, requests, since) = (false, false, false, 0, Instant::now());
     let mut watch =
-        Watch { server, activity: &activity, tick, timer, close, is_registered, is_closing, requests, since };
+        Watch { activity, tick, timer, close, is_registered, is_closing, is_quiet, requests, since };
     let mut http = http1::Builder::new();
     // hyper's own timer would be set anew for each request; the deadlines of `Watch` cost next to nothing.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
 
     let (mut unread, mut refusal) = (Bytes::new(), None);
     loop {
-        let answer = |request| exchange(server, &activity, refusal, request);
-        let answer = service_fn(|request| future::ready(Ok::<_, Infallible>(answer(request))));
-        let io = TokioIo::new(Watched { stream, unread, activity: &activity });
-        let mut hyper = http.serve_connection(io, answer);
-        let end = poll_fn(|context| {
-            loop {
-                if let Poll::Ready(end) = hyper.poll_without_shutdown(context) {
-                    return Poll::Ready(Some(end));
-                }
-                match watch.look(context) {
-                    Look::Later => return Poll::Pending,
-                    Look::Overdue => return Poll::Ready(None),
-                    Look::Probe => {}
-                }
-            }
-        });
-        let end = end.await?;
+        let answer = |request| future::ready(Ok::<_, Infallible>(exchange(activity, refusal, request)));
+        let io = TokioIo::new(Watched { stream, unread, watch: &mut watch });
+        let mut hyper = http.serve_connection(io, service_fn(answer));
+        let end = (&mut hyper).await;
         let parts = hyper.into_parts();
         (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
         let failure = match end {
-            _ if activity.is_quiet.swap(false, Relaxed) => {
+            _ if mem::take(&mut watch.is_quiet) => {
                 if unread.is_empty() {
                     let until = if watch.requests > 0 { watch.since + idle_timeout } else { until };
                     return (!watch.is_closing).then_some((stream, until));
@@ -111,7 +102,9 @@ async fn talk(
         server.log.info(format_args!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
         (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
-    if activity.is_last.load(Relaxed) {
+    // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.
+    let has_more = || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
+    if !activity.is_answering() && (activity.is_last.load(Relaxed) || has_more()) {
         linger(stream, server.sleep_until(Instant::now() + LINGER)).await;
     }
     None
@@ -148,26 +141,24 @@ async fn linger(mut stream: TcpStream, limit: Sleep) {
         _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
         let mut read = |context: &mut Context| {
             let mut buffer = ReadBuf::new(&mut waste);
-            let read = ready!(Pin::new(&mut stream).poll_read(context, &mut buffer));
-            Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
+            Pin::new(&mut stream).poll_read(context, &mut buffer).map_ok(|()| buffer.filled().len())
         };
-        while poll_fn(&mut read).await {}
+        while poll_fn(&mut read).await.is_ok_and(|length| length > 0) {}
     };
     is_first(rest, limit).await;
 }
 
 /// Answers one request, counts it and logs it.
 fn exchange(
-    server: &'static Server,
-    activity: &Arc<Activity>,
+    activity: &Activity,
     refusal: Option<Failure>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    let started = std::time::Instant::now();
+    let (server, started) = (activity.server, std::time::Instant::now());
     activity.begin();
     let (mut head, body) = request.into_parts();
     let (route, answer) = match refusal {
-        Some(failure) => (usize::MAX, failure.into()),
+        Some(failure) => (None, failure.into()),
         None => api::answer(server.app, &head, activity.client),
     };
     // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its end
@@ -177,7 +168,7 @@ fn exchange(
         activity.is_last.store(true, Relaxed);
     }
     if refusal.is_none() {
-        let is_probe = api::ROUTES.get(route).is_some_and(|route| route.is_probe);
+        let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
         server.log.access(&activity.client_name, &head, &answer, is_probe);
     }
     // The map of the request is memory enough for the answer's.
@@ -198,39 +189,27 @@ fn exchange(
 /// What passes through a connection's socket and service. One thread uses it; these are atomic because a task has
 /// to be `Send`.
 struct Activity {
-    metrics: &'static Metrics,
+    server: &'static Server,
     client: IpAddr,
     client_name: String,
     /// Requests so far.
     requests: AtomicU32,
     /// Requests whose answers are not yet with the kernel.
     unanswered: AtomicU32,
-    /// The socket is to end where there is nothing to read, and has done so.
-    is_probed: AtomicBool,
-    is_quiet: AtomicBool,
     /// This request is the last, and the client may still send.
     is_last: AtomicBool,
 }
 
 impl Activity {
-    fn new(metrics: &'static Metrics, client: IpAddr) -> Self {
-        // IPv4 clients of a socket for both families look like ::ffff:127.0.0.1.
-        let client = client.to_canonical();
-        let client_name = client.to_string();
-        let [requests, unanswered] = Default::default();
-        let [is_probed, is_quiet, is_last] = Default::default();
-        Activity { metrics, client, client_name, requests, unanswered, is_probed, is_quiet, is_last }
-    }
-
     fn begin(&self) {
         self.requests.fetch_add(1, Relaxed);
         self.unanswered.fetch_add(1, Relaxed);
-        self.metrics.in_flight.fetch_add(1, Relaxed);
+        self.server.app.metrics.in_flight.fetch_add(1, Relaxed);
     }
 
     fn end(&self) {
         let answered = self.unanswered.swap(0, Relaxed);
-        self.metrics.in_flight.fetch_sub(answered.into(), Relaxed);
+        self.server.app.metrics.in_flight.fetch_sub(answered.into(), Relaxed);
     }
 
     fn is_answering(&self) -> bool {
@@ -249,7 +228,6 @@ impl Drop for Activity {
 /// What has come only hyper knows: half a request may be in its buffer. So after a quiet tick the socket, where
 /// there is nothing to read, pretends to have ended. hyper then gives it back with what it could not use.
 struct Watch<'a> {
-    server: &'static Server,
     activity: &'a Activity,
     tick: Duration,
     timer: Pin<&'a mut Sleep>,
@@ -257,23 +235,18 @@ struct Watch<'a> {
     is_registered: bool,
     /// The server's closing has been seen.
     is_closing: bool,
+    /// The socket has pretended to have ended.
+    is_quiet: bool,
     /// How many there were at the last look, and since when.
     requests: u32,
     since: Instant,
 }
 
-enum Look {
-    Later,
-    /// Poll hyper again: its socket may seem to have ended.
-    Probe,
-    /// The client does not take its answer.
-    Overdue,
-}
-
 impl Watch<'_> {
-    /// To be called whenever hyper has nothing left to do.
-    fn look(&mut self, context: &mut Context) -> Look {
-        self.activity.is_probed.store(false, Relaxed);
+    /// To be called where hyper would have to wait for the socket. What is ready instead of that is what the socket
+    /// ends with: an error when the client does not take its answer, and no bytes when it has none to take.
+    fn look(&mut self, context: &mut Context) -> Poll<io::Result<()>> {
+        let server = self.activity.server;
         let is_due = self.timer.is_elapsed();
         if is_due {
             self.timer.as_mut().reset(Instant::now() + self.tick);
@@ -284,9 +257,9 @@ impl Watch<'_> {
             _ = self.close.as_mut().poll(context);
             self.is_registered = true;
         }
-        let is_told = self.server.closing.load(Relaxed) && !self.is_closing;
+        let is_told = server.closing.load(Relaxed) && !self.is_closing;
         if !is_due && !is_told {
-            return Look::Later;
+            return Poll::Pending;
         }
         self.is_closing |= is_told;
 
@@ -296,26 +269,26 @@ impl Watch<'_> {
             (self.requests, self.since) = (requests, Instant::now());
         }
         if self.activity.is_answering() {
-            let is_overdue = self.since.elapsed() >= self.server.config.write_timeout;
-            return if is_overdue { Look::Overdue } else { Look::Later };
+            let is_overdue = self.since.elapsed() >= server.config.write_timeout;
+            return if is_overdue { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { Poll::Pending };
         }
-        if is_told || is_due && !is_active {
-            self.activity.is_probed.store(true, Relaxed);
-            return Look::Probe;
+        if is_active && !is_told {
+            return Poll::Pending;
         }
-        Look::Later
+        self.is_quiet = true;
+        Poll::Ready(Ok(()))
     }
 }
 
-/// A socket that tells what passes through it.
-struct Watched<'a> {
+/// A socket that is watched while hyper waits for it.
+struct Watched<'a, 'b> {
     stream: TcpStream,
     /// What an earlier hyper had read and not used.
     unread: Bytes,
-    activity: &'a Activity,
+    watch: &'a mut Watch<'b>,
 }
 
-impl AsyncRead for Watched<'_> {
+impl AsyncRead for Watched<'_, '_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context,
@@ -327,29 +300,28 @@ impl AsyncRead for Watched<'_> {
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_pending() && self.activity.is_probed.swap(false, Relaxed) {
-            self.activity.is_quiet.store(true, Relaxed);
-            return Poll::Ready(Ok(()));
-        }
-        read
+        if read.is_pending() { self.watch.look(context) } else { read }
     }
 }
 
-impl AsyncWrite for Watched<'_> {
+impl AsyncWrite for Watched<'_, '_> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.activity.unanswered.load(Relaxed) == 0 {
+        if !self.watch.activity.is_answering() {
             return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
         }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        // With an answer under way, only an error can come of it.
+        if written.is_pending() { self.watch.look(context).map_ok(|()| 0) } else { written }
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.activity.end();
+        self.watch.activity.end();
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    /// hyper does this last, when all it had to write is written. What becomes of the socket is not its concern.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

@@ -82,13 +82,13 @@ fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result
     stream.write_all(request.as_bytes())?;
 
     // `HTTP/1.1 200` is all that is read of the answer.
-    let (mut answer, mut part) = (Vec::new(), [0; 12]);
-    while answer.len() < 12 {
+    let (mut answer, mut length) = ([0; 12], 0);
+    while length < answer.len() {
         stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut part) {
+        match stream.read(&mut answer[length..]) {
             Ok(0) => break,
-            Ok(n) => answer.extend_from_slice(&part[..n]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => _ = left()?,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // out of time
             Err(error) => return Err(error),
         }
     }

@@ -3,9 +3,9 @@
 //! A reader that has gone away or stopped reading must not stop or slow the service. So lines go into a bounded
 //! buffer that a thread of its own writes out; what does not fit, or cannot be written, is counted and dropped.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use std::{borrow::Cow, fmt, fmt::Write as _, io, io::Write, mem, process, thread};
+use std::{borrow::Cow, fmt, fmt::Write as _, io, io::Write, iter, mem, process, thread};
 
 use hyper::{Method, Version, http::request::Parts};
 
@@ -18,11 +18,10 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Bytes that wait to be written at most: some 700 requests, which a reader that keeps up takes at one go.
 const BUFFER: usize = 64 * 1024;
 
-/// Both logs of the service. Clones write to the same.
-#[derive(Clone)]
+/// Both logs of the service.
 pub struct Log {
-    events: Arc<Stream>,
-    requests: Option<Arc<Stream>>,
+    events: Stream,
+    requests: Option<Stream>,
     with_probes: bool,
     json: bool,
 }
@@ -30,27 +29,28 @@ pub struct Log {
 impl Log {
     /// Lines wait until [`Log::start`].
     pub fn new(config: &Config, metrics: &'static Metrics) -> Self {
-        let stream = |write| {
+        let stream = |name, write| {
             let state = State { waiting: String::new(), writing: false, has_writer: true, now: Utc::at(0) };
-            Arc::new(Stream { state: Mutex::new(state), changed: Condvar::new(), write, metrics })
+            Stream { name, state: Mutex::new(state), changed: Condvar::new(), write, metrics }
         };
-        let requests =
-            (config.access_log != AccessLog::Off).then(|| stream(|lines| write(io::stdout(), lines)));
-        let with_probes = config.access_log == AccessLog::All;
+        let requests = || stream("access-log", |lines| io::stdout().write_all(lines));
         Log {
-            events: stream(|lines| write(io::stderr(), lines)),
-            requests,
-            with_probes,
+            events: stream("log", |lines| io::stderr().write_all(lines)),
+            requests: (config.access_log != AccessLog::Off).then(requests),
+            with_probes: config.access_log == AccessLog::All,
             json: config.json_log,
         }
     }
 
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        iter::once(&self.events).chain(&self.requests)
+    }
+
     /// Starts the writers.
-    pub fn start(&self) {
-        for (name, stream) in [("log", Some(&self.events)), ("access-log", self.requests.as_ref())] {
-            let Some(stream) = stream else { continue };
-            let writer = Arc::clone(stream);
-            let started = thread::Builder::new().name(name.to_owned()).spawn(move || writer.write_out());
+    pub fn start(&'static self) {
+        for stream in self.streams() {
+            let name = stream.name;
+            let started = thread::Builder::new().name(name.to_owned()).spawn(move || stream.write_out());
             if let Err(error) = started {
                 // A worker that wrote the lines could be held by their reader, so none does.
                 let error = format_args!("cannot start a thread for the {name}, so there is none: {error}");
@@ -85,7 +85,7 @@ impl Log {
 
     /// Waits until all lines are written, but no longer than `most` for each stream: its reader may have stopped.
     pub fn flush(&self, most: Duration) {
-        for stream in [Some(&self.events), self.requests.as_ref()].into_iter().flatten() {
+        for stream in self.streams() {
             let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
             drop(stream.changed.wait_timeout_while(stream.lock(), most, busy));
         }
@@ -96,8 +96,8 @@ impl Log {
 pub fn event_line(line: &mut String, now: &Utc, json: bool, level: &str, pid: u32, message: &str) {
     let Utc { date, time, .. } = now;
     _ = if json {
-        write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"#)
-            .and_then(|()| write!(line, r#""message":{}}}"#, quote(message)))
+        let message = quote(message);
+        write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"message":{message}}}"#)
     } else {
         let message = message.replace(char::is_control, " ");
         write!(line, "[{date} {time} +0000] [{pid}] [{level}] {message}")
@@ -134,6 +134,7 @@ pub fn access_line(line: &mut String, now: &Utc, json: bool, client: &str, head:
 
 /// A stream with the lines that wait for it.
 struct Stream {
+    name: &'static str,
     state: Mutex<State>,
     changed: Condvar,
     write: fn(&[u8]) -> io::Result<()>,
@@ -190,11 +191,6 @@ impl Stream {
             lines.clear();
         }
     }
-}
-
-fn write(mut stream: impl Write, lines: &[u8]) -> io::Result<()> {
-    stream.write_all(lines)?;
-    stream.flush()
 }
 
 /// A second in Coordinated Universal Time, in the words that lines use.

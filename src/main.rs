@@ -79,34 +79,31 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener. How many
     // workers there will be is asked, which takes a while, only where it matters.
     let own = |workers: usize| 16 + 4 * workers;
-    let room = match files
-        .filter(|files| *files < config.max_connections + own(config.workers.unwrap_or(256)))
-    {
-        None => config.max_connections,
-        Some(files) => {
-            let own =
-                own(config.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into)));
+    let most = config.max_connections;
+    if let Some(files) = files.filter(|files| *files < most + own(config.workers.unwrap_or(256))) {
+        let cpus = || thread::available_parallelism().map_or(1, Into::into);
+        let own = own(config.workers.unwrap_or_else(cpus));
+        if files <= own {
             let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
-            files.checked_sub(own).filter(|room| *room > 0).ok_or(format!("cannot start: {limit}"))?
+            return Err(format!("cannot start: {limit}"));
         }
-    };
+        config.max_connections = most.min(files - own);
+    }
     // Signals before the port: whoever can reach the service can also stop it.
-    let mut signals = Signals::register().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let mut signals = catch_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
 
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(api::ROUTES.iter().map(|route| route.path))));
-    let log = Log::new(&config, metrics);
-    let panics = log.clone();
-    panic::set_hook(Box::new(move |panic| panics.error(format_args!("{panic}"))));
+    let log: &Log = Box::leak(Box::new(Log::new(&config, metrics)));
+    panic::set_hook(Box::new(move |panic| log.error(format_args!("{panic}"))));
     log.info(format_args!("Starting timber {}", api::VERSION));
-    if room < config.max_connections {
+    let room = config.max_connections;
+    if room < most {
         // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-        let most = config.max_connections;
         log.warning(format_args!(
             "Serving {room} connections at once, not {most}: it may open no more files"
         ));
-        config.max_connections = room;
     }
     let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
@@ -117,12 +114,12 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
         draining: AtomicBool::new(false),
         metrics,
     }));
-    let server: &Server = Box::leak(Box::new(Server::new(config, app, log.clone())));
+    let server: &Server = Box::leak(Box::new(Server::new(config, app, log)));
     // The first worker serves before the system is asked for what a talk likes to show.
     let facts = LazyCell::new(|| host::facts(Path::new("/")));
     let workers = || server.config.workers.unwrap_or_else(|| facts.workers());
     log.start();
-    let (workers, accepting) = server.start(&listener, workers).map_err(|error| {
+    let workers = server.start(&listener, workers).map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
@@ -136,12 +133,12 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     }
     log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
-    let signal = signals.next().await;
+    let signal = next(&mut signals).await;
     app.draining.store(true, Relaxed);
     log.info(format_args!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
-    let is_drained = is_first(server.drain(listener, accepting), signals.next()).await;
-    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.load(Relaxed));
+    let is_drained = is_first(server.drain(listener), next(&mut signals)).await;
+    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.receiver_count());
     let how = if is_drained { "" } else { ", at a second signal" };
     log.info(format_args!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
@@ -150,31 +147,23 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     Ok(ExitCode::from(if is_drained && cut == 0 { 0 } else { FAILURE }))
 }
 
-/// The signals that matter, caught from the moment of [`Signals::register`].
-struct Signals([(&'static str, Signal); 4]);
+/// Catches the signals that mean stop, each with the name that the log has for it.
+fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
+    // A closed terminal, or "reload": there is nothing to. Once caught, it does nothing for good.
+    drop(signal(SignalKind::hangup())?);
+    Ok([
+        ("term", signal(SignalKind::terminate())?), // docker stop, Kubernetes, systemd
+        ("int", signal(SignalKind::interrupt())?),  // Ctrl-C
+        ("quit", signal(SignalKind::quit())?),      // Ctrl-\, and the graceful stop of nginx and gunicorn
+    ])
+}
 
-impl Signals {
-    fn register() -> io::Result<Self> {
-        Ok(Signals([
-            ("term", signal(SignalKind::terminate())?), // docker stop, Kubernetes, systemd
-            ("int", signal(SignalKind::interrupt())?),  // Ctrl-C
-            ("quit", signal(SignalKind::quit())?),      // Ctrl-\, and the graceful stop of nginx and gunicorn
-            ("hup", signal(SignalKind::hangup())?),     // a closed terminal, or "reload": there is nothing to
-        ]))
-    }
-
-    /// The next signal that means stop.
-    async fn next(&mut self) -> &'static str {
-        poll_fn(|context| {
-            for (name, signal) in &mut self.0 {
-                while signal.poll_recv(context).is_ready() {
-                    if *name != "hup" {
-                        return Poll::Ready(*name);
-                    }
-                }
-            }
-            Poll::Pending
-        })
-        .await
-    }
+/// The name of the next of these signals.
+async fn next(signals: &mut [(&'static str, Signal)]) -> &'static str {
+    poll_fn(|context| {
+        let mut signals = signals.iter_mut();
+        let caught = signals.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
+        caught.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }

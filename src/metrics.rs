@@ -39,9 +39,9 @@ impl Metrics {
         Metrics { requests, ..Metrics::default() }
     }
 
-    /// Counts one answer. `route` is its index in the route table; any number past the end means none of them.
-    pub fn count(&self, route: usize, status: u16, duration: Duration) {
-        let (_, classes) = &self.requests[route.min(self.requests.len() - 1)];
+    /// Counts one answer. `route` is its index in the route table.
+    pub fn count(&self, route: Option<usize>, status: u16, duration: Duration) {
+        let (_, classes) = &self.requests[route.unwrap_or(self.requests.len() - 1)];
         classes[usize::from(status / 100 - 1).min(CLASSES.len() - 1)].fetch_add(1, Relaxed);
         // A u64 of nanoseconds lasts 584 years.
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);

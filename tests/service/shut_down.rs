@@ -180,3 +180,26 @@ fn connection_kept(address: SocketAddr) -> usize {
         }
     }
 }
+
+/// What waits for a client to read is sent whole, the last answer included, which closes the connection.
+#[test]
+fn a_client_that_reads_late_gets_whole_answers() {
+    let mut service = Timber::start(&[]);
+    let whole = service.get("/openapi.json").body;
+    let stream = service.connect();
+    let mut writer = stream.try_clone().unwrap();
+    writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let requests = get("/openapi.json").repeat(200_000);
+    writer.write_all(requests.as_bytes()).expect_err("the service waits for its answers to be read");
+    service.signal(Signal::TERM);
+    thread::sleep(Duration::from_millis(500));
+    let mut reader = std::io::BufReader::new(stream);
+    loop {
+        let answer = Answer::try_read(&mut reader, false).expect("a whole answer");
+        assert_eq!(answer.body, whole);
+        if answer.header("connection") == Some("close") {
+            break;
+        }
+    }
+    assert_eq!(service.wait().0.code(), Some(0));
+}

@@ -41,7 +41,7 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
 /// is in it in one place at most: the example of the 404.
 pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
     let (index, answer) = api::answer(&APP, head, LOCAL);
-    let route = ROUTES.get(index).map(|route| route.path);
+    let route = index.map(|index| ROUTES[index].path);
     let body = str::from_utf8(&answer.body).expect("the body is text");
     let reads = matches!(head.method, Method::GET | Method::HEAD);
     let content_type = match route {
