@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     client::{Load, Target},
     contents,
-    engine::{Container, Engine, Usage},
+    engine::{Container, Engine},
     ladder, output,
     results::{Figure, Image, Memory, Results, Settings, Size, Spread, Start, Stop, Work},
 };
@@ -128,6 +128,7 @@ impl Subject {
 /// # Errors
 /// When nothing can be measured: no engine, no image.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
+    arguments.output.check()?;
     let engine = Engine::connect().await?;
     let abandoned = engine.clear_abandoned().await?;
     if abandoned > 0 {

@@ -12,7 +12,6 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// A run waits for no other: each clears what it finds abandoned, and their figures would suffer.
 static ENGINE: Mutex<()> = Mutex::new(());
@@ -82,7 +81,7 @@ fn containers() -> String {
 
 fn figure<'a>(results: &'a Value, image: &str, path: &str) -> &'a Value {
     let images = results["images"].as_array().unwrap();
-    let image = images.iter().find(|found| found["name"] == image).unwrap();
+    let image = images.iter().find(|found| found["label"] == image).unwrap();
     image
         .pointer(path)
         .and_then(|figure| figure.get("value"))
@@ -97,8 +96,8 @@ fn median(results: &Value, image: &str, path: &str) -> f64 {
 }
 
 /// Names and sizes of an archive's regular files and hard links, by GNU tar.
-fn listing(directory: &Path, archive: &str) -> Vec<(u64, String)> {
-    let output = run("tar", &["-C", directory.to_str().unwrap(), "-tvf", archive]);
+fn listing(archive: &str) -> Vec<(u64, String)> {
+    let output = run("tar", &["-tvf", archive]);
     let lines = String::from_utf8(output.stdout).unwrap();
     let files = lines.lines().filter(|line| line.starts_with(['-', 'h']));
     let file = |line: &str| {
@@ -108,19 +107,15 @@ fn listing(directory: &Path, archive: &str) -> Vec<(u64, String)> {
     files.map(file).collect()
 }
 
-/// What gzip itself makes of the layers that `docker save` writes.
-fn gzipped_layers(directory: &TempDir, image: &str) -> u64 {
-    let path = directory.path().display();
-    docker(&format!("save --output {path}/save.tar {image}"));
-    run("tar", &["-C", &path.to_string(), "-xf", &format!("{path}/save.tar")]);
-    let manifest = std::fs::read(directory.path().join("manifest.json")).unwrap();
+/// The layers that `docker save` writes.
+fn layers(directory: &Path, image: &str) -> Vec<String> {
+    let directory = directory.display();
+    docker(&format!("save --output {directory}/save.tar {image}"));
+    run("tar", &["-C", &directory.to_string(), "-xf", &format!("{directory}/save.tar")]);
+    let manifest = std::fs::read(format!("{directory}/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let layers = manifest[0]["Layers"].as_array().unwrap().iter();
-    let gzipped = layers.map(|layer| {
-        let file = directory.path().join(layer.as_str().unwrap());
-        run("gzip", &["-6", "--stdout", "--no-name", file.to_str().unwrap()]).stdout.len() as u64
-    });
-    gzipped.sum()
+    layers.map(|layer| format!("{directory}/{}", layer.as_str().unwrap())).collect()
 }
 
 #[test]
@@ -145,20 +140,22 @@ fn sizes_are_what_other_means_count() {
     let container = docker(&format!("create --label timber.test=true {}", image.0));
     docker(&format!("export --output {}/export.tar {container}", directory.path().display()));
     docker(&format!("rm {container}"));
-    let mut files = listing(directory.path(), &format!("{}/export.tar", directory.path().display()));
-    // What the engine puts into each container.
-    files.retain(|(_, name)| {
-        !matches!(
-            name.as_str(),
-            ".dockerenv" | "etc/hostname" | "etc/hosts" | "etc/resolv.conf" | "dev/console"
-        )
-    });
+    let layers = layers(directory.path(), &image.0);
+    // What the engine puts into each container, in the place of what the image may have there.
+    let replaced = |(_, name): &(u64, String)| {
+        let name = name.trim_start_matches("./");
+        matches!(name, ".dockerenv" | "etc/hostname" | "etc/hosts" | "etc/resolv.conf" | "dev/console")
+    };
+    let mut files = listing(&format!("{}/export.tar", directory.path().display()));
+    files.retain(|file| !replaced(file));
+    files.extend(layers.iter().flat_map(|layer| listing(layer)).filter(replaced));
     assert_eq!(size("unpacked_bytes"), files.iter().map(|(bytes, _)| bytes).sum::<u64>());
     assert_eq!(size("files"), files.len() as u64);
 
-    // Two implementations of one format: not equal to the byte.
-    let (ours, theirs) = (size("compressed_bytes"), gzipped_layers(&directory, &image.0));
-    assert!(ours.abs_diff(theirs) <= theirs / 50, "{ours} and {theirs}");
+    // Implementations of gzip differ by some percent at the same level: zlib-rs's files are 3 % larger than GNU's.
+    let gzip = |layer: &String| run("gzip", &["-6", "--stdout", "--no-name", layer]).stdout.len() as u64;
+    let (ours, theirs) = (size("compressed_bytes"), layers.iter().map(gzip).sum::<u64>());
+    assert!(ours.abs_diff(theirs) <= theirs / 20, "{ours} and {theirs}");
 
     let setuid = figure(&results, &image.0, "/size/setuid").as_array().unwrap();
     assert!(setuid.contains(&"/many/c".into()), "{setuid:?}");
@@ -213,7 +210,7 @@ fn what_fails_is_told_and_the_others_are_measured() {
         results["images"].as_array().unwrap().iter().map(|image| &image["failure"]).collect();
     for (failure, part) in failures.iter().zip([
         "there is no image timber-test:absent",
-        "no answer with status 200 to GET / on port 8080 within 5s",
+        "no answer with status 200 to GET /index on port 8080 within 5s",
         "it exited with code 3: no configuration",
         "say timber-test:ports",
         "is taken",
