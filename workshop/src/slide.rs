@@ -159,7 +159,7 @@ impl Panel {
     }
 }
 
-/// Of a letter's height, on average: DejaVu's, the widest of the usual fonts.
+/// Of a letter's height, on average, in the widest of the usual fonts.
 const WIDTH_OF_LETTER: f64 = 0.58;
 
 /// How many letters of that height go into a width.

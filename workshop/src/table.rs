@@ -185,16 +185,16 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::from("| |");
     for image in &results.images {
-        text += &format!(" {} |", escape_markdown(&image.label));
+        _ = write!(text, " {} |", escape_markdown(&image.label));
     }
     text += "\n|---|";
     text += &"---:|".repeat(results.images.len());
     text.push('\n');
     for row in ROWS {
-        text += &format!("| {}: {} |", row.group, row.title);
+        _ = write!(text, "| {}: {} |", row.group, row.title);
         for image in &results.images {
             let cell = cell(row, image, baseline, &mut footnotes).replace('\u{a0}', " ");
-            text += &format!(" {} |", escape_markdown(&cell));
+            _ = write!(text, " {} |", escape_markdown(&cell));
         }
         text.push('\n');
     }
@@ -202,7 +202,7 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     append_notes(&mut notes, results, baseline, &footnotes, escape_markdown);
     text.push('\n');
     for note in notes.lines() {
-        text += &format!("- {note}\n");
+        _ = writeln!(text, "- {note}");
     }
     text
 }

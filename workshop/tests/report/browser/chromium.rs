@@ -1,4 +1,4 @@
-//! Chromium, driven over its DevTools protocol: JSON over one WebSocket.
+//! Chromium, driven over its debugging protocol: JSON over one web socket.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tungstenite::{Message, WebSocket};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Browser {
     child: Child,
@@ -80,9 +80,9 @@ impl Browser {
     }
 
     /// One command and its result. What happens meanwhile is kept.
-    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub fn call(&mut self, method: &str, parameters: impl Into<Value>) -> Value {
         self.last_id += 1;
-        let mut command = json!({ "id": self.last_id, "method": method, "params": parameters });
+        let mut command = json!({ "id": self.last_id, "method": method, "params": parameters.into() });
         if !self.session.is_empty() {
             command["sessionId"] = self.session.clone().into();
         }
