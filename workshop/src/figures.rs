@@ -63,13 +63,13 @@ const WORDS: (Unit, Better) = (Unit::Words, Better::Neither);
 
 /// In the order in which they are shown.
 pub const ROWS: &[Row] = &[
-    row("size", (SIZE, "on the engine", "what `docker images` says"), BYTES, |i| {
+    row("size", (SIZE, "on the engine", "what docker images says"), BYTES, |i| {
         of_count(&i.size.engine_bytes)
     }),
     row("unpacked", (SIZE, "unpacked", "of the files that a container sees"), BYTES, |i| {
         of_count(&i.size.unpacked_bytes)
     }),
-    row("pull", (SIZE, "pulled", "of the layers, gzipped, which a pull moves"), BYTES, |i| {
+    row("pull", (SIZE, "pulled", "of the layers, gzipped, as a pull moves them"), BYTES, |i| {
         of_count(&i.size.compressed_bytes)
     }),
     row("layers", (SIZE, "layers", "that the image is made of"), FACT, |i| of_count(&i.size.layers)),
@@ -89,27 +89,21 @@ pub const ROWS: &[Row] = &[
     row("base", (INSIDE, "base", "as its os-release names itself"), WORDS, |i| or_none(&i.size.base)),
     row(
         "start",
-        (START, "create to answer", "from the call that creates the container to the first answer 200"),
+        (START, "create to answer", "from the create call to the first answer with 200"),
         SECONDS,
         |i| spread(&i.start.create_to_answer),
     ),
-    row(
-        "process",
-        (START, "process to answer", "from the start of the process to the same answer"),
-        SECONDS,
-        |i| spread(&i.start.process_to_answer),
-    ),
-    row("stop", (STOP, "stop", "what `docker stop` takes"), SECONDS, |i| spread(&i.stop.seconds)),
+    row("process", (START, "process to answer", "from its first moment to the same answer"), SECONDS, |i| {
+        spread(&i.start.process_to_answer)
+    }),
+    row("stop", (STOP, "time to stop", "what docker stop takes"), SECONDS, |i| spread(&i.stop.seconds)),
     row("exit-code", (STOP, "exit code", "of the last stop"), (Unit::Code, Better::Lower), |i| {
         // An exit code has 8 bits.
         i.stop.exit_code.map(|code| Reading::number(i32::try_from(*code).map_or(f64::MAX, f64::from)))
     }),
-    row(
-        "memory",
-        (MEMORY, "idle", "of all its processes, without page cache that none has mapped"),
-        BYTES,
-        |i| in_use(&i.memory.idle),
-    ),
+    row("memory", (MEMORY, "idle", "of all its processes; page cache where one maps it"), BYTES, |i| {
+        in_use(&i.memory.idle)
+    }),
     row(
         "memory-anonymous",
         (MEMORY, "idle, anonymous", "the part that no file could be read again for"),
@@ -267,4 +261,37 @@ fn in_use(figure: &Figure<InUse>) -> Figure<Reading> {
 
 fn anonymous(figure: &Figure<InUse>) -> Figure<Reading> {
     figure.map(|memory| Reading::number(number(memory.anonymous_bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROWS, row_of};
+    use crate::results::{Figure, Spread, example};
+
+    #[test]
+    fn the_best_share_their_place_where_ranges_overlap() {
+        let best = |key| row_of(key).unwrap().best(&example().images);
+        assert_eq!(best("pull"), [false, false, true, false]);
+        assert_eq!(best("start"), [false, true, true, false]);
+        assert_eq!(best("rate"), [false, false, true, false]);
+        assert_eq!(best("shell"), [false; 4]);
+        // All the same: nothing to choose.
+        assert_eq!(best("errors"), [false; 4]);
+    }
+
+    #[test]
+    fn keys_are_unique() {
+        assert!(
+            ROWS.iter()
+                .enumerate()
+                .all(|(at, row)| ROWS.iter().position(|other| other.key == row.key) == Some(at))
+        );
+    }
+
+    #[test]
+    fn a_spread_of_nothing_is_no_figure() {
+        let mut image = example().images.remove(0);
+        image.stop.seconds = Figure::Value(Spread { samples: Vec::new() });
+        assert!((row_of("stop").unwrap().of)(&image).value().is_none());
+    }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     baseline, chart,
-    figures::{ROWS, Row, row_of},
+    figures::{ROWS, Reading, Row, row_of},
     results::{Figure, Image, Results},
     units::{Unit, number},
 };
@@ -119,15 +119,12 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
 fn lanes(results: &Results) -> Vec<Lane> {
     let row = |key| row_of(key).expect("the catalogue has it");
     let (start, process) = (row("start"), row("process"));
-    let extents: Vec<_> = results
-        .images
-        .iter()
-        .map(|image| (start.of)(image).value().and_then(|reading| reading.extent()))
-        .collect();
+    let extents: Vec<_> =
+        results.images.iter().map(|image| (start.of)(image).value().and_then(Reading::extent)).collect();
     let lane = |(index, image): (usize, &Image)| {
         let figure = (start.of)(image);
-        let seconds = figure.value().and_then(|reading| reading.value());
-        let running = (process.of)(image).value().and_then(|reading| reading.value());
+        let seconds = figure.value().and_then(Reading::value);
+        let running = (process.of)(image).value().and_then(Reading::value);
         Lane {
             label: image.label.clone(),
             ink: chart::ink(index),

@@ -101,7 +101,7 @@ pub struct Size {
     pub setuid: Figure<Vec<String>>,
     /// As the image names it; `root` where it names none.
     pub user: Figure<String>,
-    /// os-release's PRETTY_NAME, where there is one.
+    /// os-release's `PRETTY_NAME`, where there is one.
     pub base: Figure<Option<String>>,
     /// Packages that a scanner could see, by kind: dpkg, apk, pip, crate.
     pub packages: Figure<Vec<Packages>>,

@@ -8,7 +8,7 @@ use resvg::{tiny_skia, usvg};
 use serde::Serialize;
 
 use crate::{
-    chart::{self, Chart},
+    chart::{self, Bar, Chart},
     report::{facts, render},
     results::Results,
     units::number,
@@ -32,8 +32,9 @@ pub fn svg(results: &Results) -> Result<String> {
             panels => Serde(panels),
             title => format!("{} images, side by side", results.images.len()),
             failed => results.images.iter().filter(|image| image.failure.is_some()).count(),
-            machine => shortened(&format!("{} · {}", facts.machine, facts.engine), 130),
-            made => shortened(&format!("{} · medians of {} runs · {}", facts.date, results.settings.runs, results.command), 130),
+            machine => cut(&facts.machine, 150),
+            made => cut(&format!("{} · {} · medians of {} runs", facts.engine, facts.date, results.settings.runs), 150),
+            command => cut(&results.command, 150),
         },
     )
 }
@@ -69,11 +70,12 @@ fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
 struct Panel {
     x: f64,
     y: f64,
-    title: String,
+    title: &'static str,
     meaning: &'static str,
     bars: Vec<Strip>,
-    /// Of the letters beside the bars.
+    /// Heights of the letters right and left of the bars.
     letters: f64,
+    names: f64,
     thickness: f64,
     height: f64,
     track: f64,
@@ -86,72 +88,92 @@ struct Strip {
     ink: usize,
     y: f64,
     middle: f64,
-    baseline: f64,
+    /// From the middle to the foot of the letters.
+    below: f64,
+    names_below: f64,
     length: f64,
     whisker: Option<[f64; 2]>,
     /// Where what is written inside the track begins.
     after: f64,
     part: Option<String>,
-    figure: String,
+    value: String,
+    range: String,
     reason: Option<String>,
 }
 
 impl Panel {
     const WIDTH: f64 = 900.0;
     const HEIGHT: f64 = 262.0;
-    const LABELS: f64 = 270.0;
-    const TRACK: f64 = 340.0;
+    const LABELS: f64 = 310.0;
+    const TRACK: f64 = 300.0;
 
     fn new(index: usize, chart: &Chart) -> Self {
         let place = |index: usize| number(index as u64);
         let (column, line) = (place(index % 2), place(index / 2));
         let pitch = ((Self::HEIGHT - 62.0) / place(chart.bars.len())).min(56.0);
-        let letters = (pitch * 0.56).clamp(9.0, 24.0);
         let thickness = pitch * 0.66;
-        let bars = chart.bars.iter().enumerate().map(|(index, bar)| {
+        let letters = (pitch * 0.56).clamp(9.0, 24.0);
+        // Long names in smaller letters, up to a point.
+        let longest = chart.bars.iter().map(|bar| bar.label.chars().count()).max().unwrap_or_default().max(1);
+        let room = Self::LABELS - 16.0;
+        let names = (room / (place(longest) * WIDTH_OF_LETTER)).clamp(letters * 0.75, letters);
+        let strip = |(index, bar): (usize, &Bar)| {
             let y = 48.0 + place(index) * pitch;
-            let length = bar.linear / 100.0 * Self::TRACK;
-            let whisker =
-                bar.whisker.as_ref().map(|whisker| whisker.linear.map(|at| at / 100.0 * Self::TRACK));
+            let on_track = |percent: f64| percent / 100.0 * Self::TRACK;
+            let length = on_track(bar.linear);
+            let whisker = bar.whisker.as_ref().map(|whisker| whisker.linear.map(on_track));
             Strip {
-                label: shortened(&bar.label, fitting(Self::LABELS - 16.0, letters)),
+                label: shortened(&bar.label, fitting(room, names)),
                 ink: bar.ink,
                 y,
                 middle: y + thickness / 2.0,
-                baseline: y + thickness / 2.0 + letters * 0.36,
+                below: letters * 0.36,
+                names_below: names * 0.36,
                 length,
                 after: whisker.map_or(length, |whisker| whisker[1].max(length)) + 8.0,
                 whisker,
                 part: bar.part.clone(),
-                figure: shortened(
-                    &bar.figure,
-                    fitting(Self::WIDTH - Self::LABELS - Self::TRACK - 14.0, letters),
-                ),
+                value: bar.value.clone(),
+                range: bar.detail.clone(),
                 reason: bar.reason.as_ref().map(|reason| {
-                    let text = format!("not available: {reason}");
-                    shortened(&text, fitting(Self::WIDTH - Self::LABELS - 10.0, letters))
+                    cut(
+                        &format!("not available: {reason}"),
+                        fitting(Self::WIDTH - Self::LABELS - 10.0, letters),
+                    )
                 }),
             }
-        });
+        };
         Panel {
             x: 40.0 + column * (Self::WIDTH + 40.0),
-            y: 130.0 + line * (Self::HEIGHT + 16.0),
-            title: chart.title.clone(),
+            y: 118.0 + line * (Self::HEIGHT + 16.0),
+            title: chart.title,
             meaning: chart.meaning,
             letters,
+            names,
             thickness,
             height: place(chart.bars.len()) * pitch,
             track: Self::TRACK,
             start: Self::LABELS,
-            bars: bars.collect(),
+            bars: chart.bars.iter().enumerate().map(strip).collect(),
         }
     }
 }
 
-/// How many letters of that height go into a width: DejaVu's, the widest of the usual fonts, are 0.6 as wide as high.
+/// Of a letter's height, on average, in the widest of the usual fonts.
+const WIDTH_OF_LETTER: f64 = 0.58;
+
+/// How many letters of that height go into a width.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn fitting(width: f64, letters: f64) -> usize {
-    (width / (letters * 0.6)) as usize
+    (width / (letters * WIDTH_OF_LETTER)) as usize
+}
+
+/// Without its end, if need be.
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// Without its middle, if need be: of an image's name the end tells most.

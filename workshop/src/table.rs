@@ -185,16 +185,16 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::from("| |");
     for image in &results.images {
-        text += &format!(" {} |", escape_markdown(&image.label));
+        _ = write!(text, " {} |", escape_markdown(&image.label));
     }
     text += "\n|---|";
     text += &"---:|".repeat(results.images.len());
     text.push('\n');
     for row in ROWS {
-        text += &format!("| {}: {} |", row.group, row.title);
+        _ = write!(text, "| {}: {} |", row.group, row.title);
         for image in &results.images {
             let cell = cell(row, image, baseline, &mut footnotes).replace('\u{a0}', " ");
-            text += &format!(" {} |", escape_markdown(&cell));
+            _ = write!(text, " {} |", escape_markdown(&cell));
         }
         text.push('\n');
     }
@@ -202,7 +202,7 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     append_notes(&mut notes, results, baseline, &footnotes, escape_markdown);
     text.push('\n');
     for note in notes.lines() {
-        text += &format!("- {note}\n");
+        _ = writeln!(text, "- {note}");
     }
     text
 }
@@ -252,5 +252,60 @@ fn fields(figure: &Figure<Reading>) -> [String; 4] {
                 range.map_or(Default::default(), |ends| [ends.0, ends.1].map(|end| end.to_string()));
             [value.to_string(), lowest, highest, String::new()]
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Look, text};
+    use crate::results::{Results, example};
+
+    fn widest(results: &Results, width: u16) -> usize {
+        let text = text(results, None, Look { width: Some(width), colours: false });
+        // The notes below are the terminal's to wrap.
+        let table = text.lines().take_while(|line| !line.starts_with("Medians"));
+        table.map(|line| line.chars().count()).max().unwrap()
+    }
+
+    #[test]
+    fn it_fits_a_terminal_of_80_columns() {
+        let mut results = example();
+        assert!(widest(&results, 80) <= 80);
+        results.images[1].label =
+            "registry.example/a/team/with/a/long/name/timber-tutorial:1.2.3-rc.4".repeat(3);
+        for width in [40, 60, 80, 100, 200] {
+            assert!(widest(&results, width) <= usize::from(width), "{width}");
+        }
+    }
+
+    #[test]
+    fn every_image_is_there_however_many_there_are() {
+        let mut results = example();
+        let image = results.images[2].clone();
+        results.images = (0..13)
+            .map(|index| {
+                let mut image = image.clone();
+                image.label = format!("i{index}.");
+                image
+            })
+            .collect();
+        assert!(widest(&results, 80) <= 80);
+        let text = text(&results, None, Look { width: Some(80), colours: false });
+        assert!((0..13).all(|index| text.contains(&format!("i{index}."))), "{text}");
+    }
+
+    #[test]
+    fn a_figure_is_not_broken_inside() {
+        let text = text(&example(), None, Look { width: Some(80), colours: false });
+        for part in ["0.352 s", "(0.331 – 0.410)", "1.02 GB", "10.2 s"] {
+            assert!(text.contains(part), "no {part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn colours_only_where_they_are_wanted() {
+        let with = |colours| text(&example(), None, Look { width: Some(120), colours });
+        assert!(with(true).contains('\u{1b}'));
+        assert!(!with(false).contains('\u{1b}'));
     }
 }

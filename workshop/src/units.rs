@@ -72,6 +72,8 @@ impl Unit {
             Unit::Seconds => of(&SECONDS),
             Unit::PerSecond => (thousands(value), "/s"),
             Unit::Cpus => (format!("{value:.2}"), ""),
+            // A scale may have a mark at half of one.
+            Unit::Count if value.fract() != 0.0 && value.abs() < 10.0 => (value.to_string(), ""),
             Unit::Count | Unit::Code | Unit::Words => (thousands(value), ""),
         }
     }
@@ -169,6 +171,7 @@ mod tests {
         assert_eq!(Unit::Seconds.write_range(0.0123, (0.0, 0.02)), "12.3 ms (0 – 20)");
         assert_eq!(Unit::PerSecond.write(48_210.4), "48,210/s");
         assert_eq!(Unit::Count.write(1_234_567.0), "1,234,567");
+        assert_eq!(Unit::Count.write(0.1), "0.1");
     }
 
     #[test]

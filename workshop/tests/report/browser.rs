@@ -1,0 +1,144 @@
+//! The page as Chromium shows it. Leaves pictures of it in the target directory's tmp/, for people to look at.
+
+mod chromium;
+
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use chromium::Browser;
+use serde_json::json;
+
+use crate::{RESULTS, show};
+
+/// In the order of the fixture.
+const PULLED: [f64; 4] = [371_920_441.0, 29_120_331.0, 421_337.0, 80_911_223.0];
+const PULL_BARS: &str = "#chart-pull .bar";
+
+/// The report of the fixture, and where it is.
+fn report(directory: &Path) -> String {
+    show(Path::new(RESULTS), &["--output", directory.to_str().unwrap()]);
+    format!("file://{}", directory.join("report.html").display())
+}
+
+/// Whether the bars are as long as their bytes demand, to the dot.
+fn assert_to_scale(lengths: &[f64]) {
+    assert_eq!(lengths.len(), PULLED.len());
+    assert!(lengths[0] > 300.0, "{lengths:?}");
+    for (length, bytes) in lengths.iter().zip(PULLED) {
+        let expected = lengths[0] * bytes / PULLED[0];
+        assert!((length - expected).abs() < 0.1, "{length} instead of {expected} in {lengths:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn the_page_works_and_asks_nobody_for_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = report(directory.path());
+    let mut browser = Browser::start();
+    browser.open(&page);
+    browser.picture("report-light");
+
+    let linear = browser.widths(PULL_BARS);
+    assert_to_scale(&linear);
+    assert_eq!(browser.script("document.querySelectorAll('.bar').length"), json!(8 * 4 - 5));
+
+    // With the keyboard, as from a lectern.
+    browser.script("document.getElementById('log').focus()");
+    browser.press_space();
+    let log = browser.widths(PULL_BARS);
+    assert!((log[0] - linear[0]).abs() > 1.0 && log[2] > 10.0 * linear[2], "{linear:?} {log:?}");
+    let order =
+        |lengths: &[f64]| lengths[0] > lengths[3] && lengths[3] > lengths[1] && lengths[1] > lengths[2];
+    assert!(order(&log), "{log:?}");
+    browser.picture("report-log");
+    browser.press_space();
+    assert_eq!(browser.widths(PULL_BARS), linear);
+
+    browser.media("dark", "screen");
+    assert_eq!(browser.script("getComputedStyle(document.body).backgroundColor"), json!("rgb(17, 17, 17)"));
+    browser.picture("report-dark");
+    browser.media("light", "print");
+    browser.picture("report-print");
+    browser.media("light", "screen");
+
+    for width in [390, 1920] {
+        browser.size(width, 1080);
+        let over = browser.script("document.documentElement.scrollWidth - innerWidth");
+        assert!(over.as_f64().unwrap() <= 0.0, "{over} dots stand out of a page of {width}");
+    }
+
+    browser.assert_calm(&page);
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn the_race_takes_as_long_as_the_starts_did() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = report(directory.path());
+    let mut browser = Browser::start();
+    browser.open(&page);
+    let visible = "[...document.querySelectorAll('.result')].map(e => getComputedStyle(e).visibility)";
+    let way = "[...document.querySelectorAll('.runner')].map(e => e.getBoundingClientRect().width / e.parentElement.clientWidth)";
+    assert_eq!(browser.script(visible), json!(["hidden", "hidden", "hidden"]));
+
+    let begin = Instant::now();
+    browser.script("document.getElementById('race').scrollIntoView()");
+    browser.script("document.querySelector('#race button').click()");
+    let mut halfway = None;
+    while browser.script("document.getElementById('race').dataset.state") != json!("finished") {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the race does not end");
+        let ways = browser.script(way);
+        if ways[2].as_f64() > Some(0.999) && ways[0].as_f64() < Some(0.9) {
+            halfway = Some(ways);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // The slowest start of the fixture; the machine may be slow itself, but never fast.
+    assert!(begin.elapsed() > Duration::from_millis(1243), "{:?}", begin.elapsed());
+    assert!(halfway.is_some(), "no moment with the fast one there and the slow one not");
+    assert_eq!(browser.script(visible), json!(["visible", "visible", "visible"]));
+    let result = browser.script("document.getElementById('result-3').textContent");
+    assert_eq!(result, json!("1= · 0.344 s (0.327 – 0.398)"));
+    browser.picture("report-race");
+    browser.assert_calm(&page);
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn without_scripts_nothing_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = report(directory.path());
+    let mut browser = Browser::start();
+    browser.call("Emulation.setScriptExecutionDisabled", json!({ "value": true }));
+    browser.open(&page);
+    let linear = browser.widths(PULL_BARS);
+    assert_to_scale(&linear);
+    assert_eq!(browser.style("#result-1", "visibility"), "visible");
+    assert_eq!(browser.style(".controls", "display"), "none");
+    browser.click("#log");
+    assert_ne!(browser.widths(PULL_BARS), linear);
+    browser.assert_calm(&page);
+}
+
+/// What the other tests rely on: the page's policy lets no script of anybody else's run, and the browser tells.
+#[test]
+#[ignore = "needs Chromium"]
+fn a_script_from_a_name_would_be_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    report(directory.path());
+    let page = fs::read_to_string(directory.path().join("report.html")).unwrap();
+    let file = directory.path().join("broken-into.html");
+    let foreign = "<script>document.title = 'taken'</script><img src='https://example.com/x.png'></html>";
+    fs::write(&file, page.replace("</html>", foreign)).unwrap();
+    let page = format!("file://{}", file.display());
+    let mut browser = Browser::start();
+    browser.open(&page);
+    assert_eq!(browser.script("document.title"), json!("4 images, side by side"));
+    assert_eq!(browser.complaints().len(), 2, "{:?}", browser.complaints());
+    assert_eq!(browser.refused(), 1);
+}

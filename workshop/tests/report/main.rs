@@ -1,0 +1,34 @@
+//! `cargo workshop show`, the real binary, over a results file made by hand: tests/results.json.
+
+mod browser;
+mod outputs;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/results.json");
+
+/// Shows the file of that name; standard output is a pipe.
+fn show(file: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
+    command.arg("show").arg(file).args(arguments).env_remove("NO_COLOR").output().unwrap()
+}
+
+/// Those results after a change, in a file of their own.
+fn changed(directory: &Path, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
+    let mut results = serde_json::from_slice(&std::fs::read(RESULTS).unwrap()).unwrap();
+    change(&mut results);
+    let file = directory.join("changed.json");
+    std::fs::write(&file, results.to_string()).unwrap();
+    file
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
