@@ -39,8 +39,11 @@ impl FromStr for Target {
             rest => rest.strip_prefix(':').and_then(|port| port.parse().ok()).unwrap_or(0),
         };
         ensure!(!host.is_empty() && port > 0, "the host or its port is wrong, {expected}");
-        let has_path = url["http://".len()..].contains(['/', '?']);
-        let path = if has_path { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/version" };
+        let path = match uri.path_and_query().map_or("/", |path| path.as_str()) {
+            "/" if !url["http://".len()..].contains('/') => "/version".to_owned(),
+            query if query.starts_with('?') => format!("/{query}"),
+            path => path.to_owned(),
+        };
         let path = path.parse().with_context(|| format!("the path is wrong, {expected}"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
         Ok(Target { authority, host, port, path })
@@ -212,12 +215,8 @@ impl Target {
         let unresolved = |error| Loss { cause: Cause::Unresolved, detail: format!("{}: {error}", self.host) };
         let addresses: Vec<_> = addresses.map_err(unresolved)?.collect();
         progress.step = "connecting";
-        let open = async {
-            let stream = TcpStream::connect(&*addresses).await?;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(stream))
-        };
-        let stream = open.await.map_err(|error: io::Error| Loss::of(&error, false))?;
+        let stream = TcpStream::connect(&*addresses).await.map_err(|error| Loss::of(&error, false))?;
+        let stream = TokioIo::new(stream);
         let (sender, mut connection) =
             http1::handshake(stream).await.map_err(|error| Loss::of(&error, false))?;
         let mut driver = JoinSet::new();
