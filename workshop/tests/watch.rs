@@ -1,0 +1,466 @@
+//! `cargo workshop watch` against servers that keep count of what they do to its requests.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+    time::sleep,
+};
+
+const ONE: &str = r#"{"release": "1", "hostname": "a"}"#;
+const TWO: &str = r#"{"release": "2", "hostname": "b"}"#;
+
+/// What a server does with one request.
+#[derive(Clone, Copy, PartialEq)]
+enum Act {
+    Good(&'static str),
+    Late,
+    /// Says that it will close the connection, and does.
+    LastGood,
+    /// Closes the connection after an answer, without a word.
+    GoodAndClose,
+    Unavailable(&'static str),
+    Reset,
+    Close,
+    HalfHead,
+    HalfBody,
+    HalfChunks,
+    ResetBody,
+    Silence,
+    Garbage,
+}
+
+impl Act {
+    /// What `watch` must call it.
+    fn cause(self) -> Option<&'static str> {
+        match self {
+            Act::Good(_) | Act::Late | Act::LastGood | Act::GoodAndClose => None,
+            Act::Unavailable(_) => Some("status 503"),
+            Act::Reset | Act::ResetBody => Some("reset"),
+            Act::Close => Some("closed without an answer"),
+            Act::HalfHead | Act::HalfBody | Act::HalfChunks => Some("truncated"),
+            Act::Silence => Some("timed out"),
+            Act::Garbage => Some("not HTTP"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    connections: usize,
+    /// By kind of connection.
+    requests: BTreeMap<&'static str, usize>,
+    /// By kind of connection and what became of it.
+    losses: BTreeMap<(&'static str, &'static str), u64>,
+    /// Closed or reset before an answer, on a connection that had one before.
+    retriable: u64,
+}
+
+/// What to do with the nth request on this kind of connection, "new" or "kept".
+type Script = fn(&'static str, usize) -> Act;
+
+/// Ends, with all of its connections, when it is dropped.
+struct Server {
+    address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+    _runtime: Runtime,
+}
+
+impl Server {
+    fn start(script: Script) -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap(), script, |_| false)
+    }
+
+    /// `resets` says which connections to reset as soon as they are there.
+    fn at(address: SocketAddr, script: Script, resets: fn(usize) -> bool) -> Self {
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let shared = seen.clone();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let n = {
+                    let mut seen = shared.lock().unwrap();
+                    seen.connections += 1;
+                    seen.connections
+                };
+                if resets(n) {
+                    stream.set_zero_linger().unwrap();
+                } else {
+                    tokio::spawn(serve(stream, script, shared.clone()));
+                }
+            }
+        });
+        Server { address, seen, _runtime: runtime }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn requests(&self) -> u64 {
+        self.seen.lock().unwrap().requests.values().sum::<usize>() as u64
+    }
+
+    fn losses(&self) -> BTreeMap<(String, String), u64> {
+        let named = |(key, count): (&(&str, &str), &u64)| ((key.0.to_owned(), key.1.to_owned()), *count);
+        self.seen.lock().unwrap().losses.iter().map(named).collect()
+    }
+}
+
+async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) -> io::Result<()> {
+    for answered in 0.. {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut head).await? == 0 {
+                return Ok(());
+            }
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        let kind = if head.contains("connection: close") { "new" } else { "kept" };
+        let act = {
+            let mut seen = seen.lock().unwrap();
+            let n = seen.requests.entry(kind).or_default();
+            *n += 1;
+            let act = script(kind, *n);
+            if let Some(cause) = act.cause() {
+                *seen.losses.entry((kind, cause)).or_default() += 1;
+            }
+            seen.retriable += u64::from(answered > 0 && matches!(act, Act::Reset | Act::Close));
+            act
+        };
+        let answer = |status: &str, headers: &str, body: &str| {
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+        };
+        let good = answer("200 OK", "", ONE);
+        if act == Act::Late {
+            sleep(Duration::from_millis(500)).await;
+        }
+        let bytes = match act {
+            Act::Good(body) => answer("200 OK", "", body),
+            Act::Late | Act::GoodAndClose => good,
+            Act::LastGood => answer("200 OK", "Connection: close\r\n", ONE),
+            Act::Unavailable(body) => answer("503 Service Unavailable", "", body),
+            Act::Reset | Act::Close | Act::Silence => String::new(),
+            Act::HalfHead => good[..25].to_owned(),
+            Act::HalfBody | Act::ResetBody => good[..good.len() - 5].to_owned(),
+            Act::HalfChunks => {
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned()
+            }
+            Act::Garbage => "220 smtp.example ready\r\n\r\n".to_owned(),
+        };
+        stream.write_all(bytes.as_bytes()).await?;
+        match act {
+            Act::Good(_) | Act::Late | Act::Unavailable(_) => {}
+            Act::Silence => _ = stream.read_buf(&mut Vec::new()).await?, // until the client gives up
+            Act::ResetBody => {
+                sleep(Duration::from_millis(50)).await; // a reset overtakes what the client has not read yet
+                return stream.set_zero_linger();
+            }
+            Act::Reset => return stream.set_zero_linger(),
+            _ => return Ok(()),
+        }
+        if kind == "new" {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn watch(arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
+    command.arg("watch").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn run(arguments: &[&str]) -> Output {
+    watch(arguments).wait_with_output().unwrap()
+}
+
+/// Exit code and JSON.
+fn summary(output: &Output) -> (i32, Value) {
+    let parsed = serde_json::from_slice(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let summary = parsed.unwrap_or_else(|error| panic!("{error}; on stderr: {stderr}"));
+    (output.status.code().unwrap(), summary)
+}
+
+fn run_json(url: &str, arguments: &[&str]) -> (i32, Value) {
+    summary(&run(&[&[url, "--format", "json"], arguments].concat()))
+}
+
+/// By kind of connection and cause.
+fn losses(summary: &Value) -> BTreeMap<(String, String), u64> {
+    let mut losses = BTreeMap::new();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    for row in summary["losses"].as_array().unwrap() {
+        let count = row["count"].as_u64().unwrap();
+        *losses.entry((text(&row["connection"]), text(&row["cause"]))).or_default() += count;
+    }
+    losses
+}
+
+#[test]
+fn every_loss_is_counted_once_and_by_its_cause() {
+    let server = Server::start(|_, n| match n % 23 {
+        2 => Act::Unavailable("busy"),
+        4 => Act::Reset,
+        6 => Act::Close,
+        8 => Act::HalfHead,
+        10 => Act::HalfBody,
+        12 => Act::HalfChunks,
+        14 => Act::ResetBody,
+        16 => Act::Silence,
+        18 => Act::Garbage,
+        _ => Act::Good(ONE),
+    });
+    let (code, summary) = run_json(
+        &server.url(),
+        &["--duration", "2s", "--rate", "100", "--kept-rate", "10", "--timeout", "1500ms"],
+    );
+    assert_eq!(code, 1);
+    assert_eq!(losses(&summary), server.losses(), "{summary:#}");
+    assert_eq!(server.losses().len(), 12, "six causes on two kinds of connections");
+    let lost: u64 = server.losses().values().sum();
+    let requests = server.requests();
+    assert_eq!((&summary["asked"], &summary["lost"]), (&requests.into(), &lost.into()));
+    assert_eq!(summary["good"], requests - lost);
+    assert_eq!(summary["unsent"], 0);
+    let retriable = server.seen.lock().unwrap().retriable;
+    assert!(retriable > 0);
+    assert_eq!(summary["retriable"], retriable);
+}
+
+#[test]
+fn a_connection_that_is_reset_before_its_request_is_a_loss() {
+    let every_fifth = |n: usize| n.is_multiple_of(5);
+    let server = Server::at("127.0.0.1:0".parse().unwrap(), |_, _| Act::LastGood, every_fifth);
+    let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--rate", "50", "--kept", "5"]);
+    let connections = server.seen.lock().unwrap().connections as u64;
+    assert_eq!(code, 1);
+    assert_eq!(summary["lost"], connections / 5, "{summary:#}");
+    assert!(losses(&summary).into_keys().all(|(_, cause)| cause == "reset"), "{summary:#}");
+    assert_eq!(summary["retriable"], 0, "no answer had come on these connections");
+}
+
+#[test]
+fn a_server_that_closes_between_requests_loses_nothing() {
+    let server = Server::start(|_, n| match n % 7 {
+        2 => Act::LastGood,
+        5 => Act::GoodAndClose,
+        _ => Act::Good(ONE),
+    });
+    let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--rate", "0"]);
+    let connections = server.seen.lock().unwrap().connections;
+    assert!((20..60).contains(&connections), "10 and one more for each that was closed, not {connections}");
+    assert_eq!(summary["asked"], server.requests());
+    assert_eq!((code, &summary["lost"], &summary["good"]), (0, &0.into(), &summary["asked"]), "{summary:#}");
+    assert_eq!(summary["kept"]["asked"], summary["asked"]);
+}
+
+#[test]
+fn answers_and_losses_are_told_by_who_answered() {
+    // Few enough on the kept connection that it is free for each.
+    let server = Server::start(|kind, n| match (kind, n) {
+        ("kept", 1..=4) | ("new", 1..=20) => Act::Good(ONE),
+        ("kept", 7) | ("new", 30) => Act::Unavailable("busy"),
+        ("kept", 10) | ("new", 40) => Act::Unavailable(ONE),
+        ("kept", 13) | ("new", 50) => Act::Reset,
+        ("kept", 15) | ("new", 60..) => Act::Good("ok"),
+        _ => Act::Good(TWO),
+    });
+    let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--kept", "1", "--kept-rate", "10"]);
+    assert_eq!(code, 1);
+    let rows = |list: &str, fields: &[&str]| -> Vec<String> {
+        let row =
+            |row: &Value| fields.iter().map(|field| row[field].to_string()).collect::<Vec<_>>().join(" ");
+        summary[list].as_array().unwrap().iter().map(row).collect()
+    };
+    // A kept connection is known by its last answer, even where the next one does not say whose it is.
+    let requests = server.seen.lock().unwrap().requests.clone();
+    let (of_nobody, of_two) = (requests["new"] - 59, 36 + requests["kept"] - 7);
+    assert_eq!(
+        rows("answers", &["release", "host", "good"]),
+        [format!("null null {of_nobody}"), r#""1" "a" 24"#.to_owned(), format!(r#""2" "b" {of_two}"#)]
+    );
+    assert_eq!(
+        rows("losses", &["connection", "cause", "release", "host", "count"]),
+        [
+            r#""new" "reset" null null 1"#,
+            r#""new" "status 503" null null 1"#,
+            r#""new" "status 503" "1" "a" 1"#,
+            r#""kept" "reset" "2" "b" 1"#,
+            r#""kept" "status 503" "1" "a" 1"#,
+            r#""kept" "status 503" "2" "b" 1"#,
+        ]
+    );
+    let second = &summary["answers"][2]["first_seconds"];
+    assert!((0.2..1.5).contains(&second.as_f64().unwrap()), "the 21st of 50 a second, not at {second} s");
+}
+
+#[test]
+fn an_outage_is_refused_requests_and_a_gap() {
+    let good: Script = |_, _| Act::Good(ONE);
+    let server = Server::start(good);
+    let address = server.address;
+    let child = watch(&[&server.url(), "--duration", "4s", "--format", "json"]);
+    wait_for(|| server.requests() > 50);
+    drop(server);
+    let outage = Instant::now();
+    thread::sleep(Duration::from_secs(1));
+    let _server = Server::at(address, good, |_| false);
+    let outage = outage.elapsed().as_secs_f64();
+    let (code, summary) = summary(&child.wait_with_output().unwrap());
+    assert_eq!(code, 1);
+    let refused = |kind: &str| losses(&summary)[&(kind.to_owned(), "refused".to_owned())];
+    // 50 a second on new connections, and as many on kept ones.
+    assert!((25..250).contains(&refused("new")), "{summary:#}");
+    assert!((25..250).contains(&refused("kept")), "{summary:#}");
+    let seconds = |value: &Value| value.as_f64().unwrap();
+    let gap = seconds(&summary["longest_gap"]["seconds"]);
+    assert!(gap > outage - 0.1 && gap < 3.0 * outage, "a gap of {gap} s for an outage of {outage} s");
+    let lost_for = seconds(&summary["last_loss_seconds"]) - seconds(&summary["first_loss_seconds"]);
+    assert!(lost_for > outage / 2.0 && lost_for <= gap, "lost for {lost_for} s in a gap of {gap} s");
+}
+
+#[test]
+fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
+    let hangs: Script = |_, n| if n > 10 { Act::Silence } else { Act::Good(ONE) };
+    for arguments in [["--rate", "50", "--kept", "0"], ["--rate", "0", "--kept-rate", "5"]] {
+        let server = Server::start(hangs);
+        let (_, summary) =
+            run_json(&server.url(), &[&["--duration", "2s", "--timeout", "1s"], &arguments[..]].concat());
+        assert_eq!(summary["asked"], server.requests());
+        assert!((98..=101).contains(&server.requests()), "50 a second, {summary:#}");
+        assert_eq!(losses(&summary), server.losses());
+    }
+
+    let server = Server::start(hangs);
+    let limited = ["--duration", "2s", "--timeout", "1s", "--kept", "0", "--at-once", "20"];
+    let (_, summary) = run_json(&server.url(), &limited);
+    let unsent = summary["unsent"].as_u64().unwrap();
+    assert!((30..80).contains(&unsent), "{summary:#}");
+    assert_eq!(summary["asked"], server.requests(), "what is not sent is not counted as asked");
+    assert_eq!(summary["lost"], server.requests() - 10);
+    assert!((98..=101).contains(&(server.requests() + unsent)), "50 a second, {summary:#}");
+}
+
+#[test]
+fn a_signal_ends_it_after_what_is_under_way() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let server = Server::start(|_, _| Act::Late);
+        let child = watch(&[&server.url(), "--format", "json"]);
+        wait_for(|| server.requests() > 60);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let (code, summary) = summary(&output);
+        assert_eq!((code, &summary["lost"]), (0, &0.into()), "{summary:#}");
+        assert_eq!(summary["good"], server.requests());
+        let latency = summary["latency_seconds"]["p50"].as_f64().unwrap();
+        assert!((0.49..3.0).contains(&latency), "the answers take 500 ms, not {latency} s");
+    }
+}
+
+#[test]
+fn a_service_that_never_answered_is_an_error() {
+    let silent = Server::start(|_, _| Act::Silence);
+    let closing = Server::start(|_, _| Act::Close);
+    let gone = Server::start(|_, _| Act::Close);
+    let url = gone.url();
+    drop(gone);
+    for (url, why) in
+        [(silent.url(), "timed out"), (closing.url(), "closed without an answer"), (url, "refused")]
+    {
+        let output = run(&[&url, "--duration", "500ms", "--timeout", "500ms"]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(&format!("error: {url}/version never answered: {why}")), "{stderr}");
+    }
+    let failing = Server::start(|_, _| Act::Unavailable(""));
+    assert_eq!(run(&[&failing.url(), "--duration", "500ms"]).status.code(), Some(1), "it did answer");
+}
+
+#[test]
+fn the_summary_for_people_is_on_stdout() {
+    let server =
+        Server::start(
+            |kind, n| {
+                if (kind, n) == ("new", 5) { Act::Unavailable("busy") } else { Act::Good(ONE) }
+            },
+        );
+    let output = run(&[&server.url(), "--duration", "1s"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("lost: 1 status 503 on a new connection, at 0."), "{stdout}");
+    assert!(stdout.contains("from release 1 on host a"), "{stdout}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("first answer of release 1 on host a"), "{stderr}");
+    assert!(!(stdout + &stderr).contains('\x1b'), "no terminal, no escape sequences");
+}
+
+#[test]
+fn wrong_arguments_say_what_is_expected() {
+    for (arguments, said) in [
+        (&["https://localhost"][..], "TLS is not spoken"),
+        (&["localhost:8080"], "expected http://HOST[:PORT][/PATH]"),
+        (&["http://localhost:port"], "expected http://HOST[:PORT][/PATH]"),
+        (&["http://localhost:99999"], "expected http://HOST[:PORT][/PATH]"),
+        (&["http://me@localhost"], "no user name"),
+        (&["http://localhost", "--rate=-1"], "0 to 10000"),
+        (&["http://localhost", "--rate=NaN"], "0 to 10000"),
+        (&["http://localhost", "--duration", "soon"], "30s, 500ms or 2m"),
+        (&["http://localhost", "--timeout", "0s"], "30s, 500ms or 2m"),
+        (&["http://localhost", "--rate", "0", "--kept", "0"], "--rate or --kept must be above 0"),
+    ] {
+        let output = run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr.contains(said), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn the_path_is_version_unless_another_is_given() {
+    for (path, asked) in [("", "/version"), ("/", "/"), ("/index?a=b", "/index?a=b"), ("?a=b", "/?a=b")] {
+        let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let url = format!("http://{}{path}", listener.local_addr().unwrap());
+        let mut child = watch(&[&url, "--kept", "0"]);
+        listener.set_nonblocking(true).unwrap();
+        let mut accepted = None;
+        wait_for(|| {
+            accepted = listener.accept().ok();
+            accepted.is_some()
+        });
+        let (mut stream, _) = accepted.unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut start = vec![0; asked.len() + 5];
+        io::Read::read_exact(&mut stream, &mut start).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(String::from_utf8(start).unwrap(), format!("GET {asked} "));
+    }
+}
+
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < limit, "it did not happen within 30 s");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
