@@ -1,6 +1,7 @@
 //! The presenter's tool: `cargo workshop --help`.
 
 mod compare;
+mod ladder;
 mod output;
 mod pack;
 mod report;
