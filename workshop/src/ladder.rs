@@ -33,10 +33,10 @@ pub const LADDER: [Rung; 3] = [
     Rung { image: "timber-tutorial:2", dockerfile: "Dockerfile.musl", context: "" },
 ];
 
-const HUG_NOTE: &str = "on python:3.11; the article's python:3 no longer starts hug: hug 2.4.0 works up to Python 3.6, \
-                        2.6.1 up to 3.11, both tried";
-const STAND_IN_NOTE: &str = "its base image is a stand-in made of Debian's packages, as no image registry answered; the \
-                             official one has another size";
+const HUG_NOTE: &str = "on python:3.11; the article's python:3 no longer starts hug: hug 2.4.0 works up to \
+                        Python 3.6, 2.6.1 up to 3.11, both tried";
+const STAND_IN_NOTE: &str = "its base image is a stand-in made of Debian's packages, as no image registry \
+                             answered; the official one has another size";
 
 /// Of what a failing build printed, lines to show.
 const LAST_LINES: usize = 15;
@@ -56,13 +56,13 @@ pub fn notes(image: &str, inspected: &ImageInspect) -> Vec<String> {
     notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note.to_owned()).collect()
 }
 
-/// What to ask an image for: the ladder's serve the article's path, of others only the root is certain to mean something.
+/// What to ask an image for. The ladder's serve the article's path; of others only the root is certain to mean something.
 pub fn path(image: &str) -> &'static str {
     if LADDER.iter().any(|rung| rung.image == image) { "/index" } else { "/" }
 }
 
-/// Sees to it that the engine has the images of the ladder, and returns their names. Builds what is missing, or all with
-/// `rebuild`, and shows its steps in `progress`.
+/// Sees to it that the engine has the images of the ladder, and returns their names. Builds what is missing, or all
+/// with `rebuild`, and shows its steps in `progress`.
 ///
 /// A build ends with the future, should that be dropped.
 ///
@@ -131,8 +131,8 @@ fn bases_in(dockerfile: &str) -> BTreeSet<String> {
 async fn build(docker: &Docker, progress: &MultiProgress, rung: &Rung) -> Result<()> {
     let context = archive(&ROOT.join(rung.context), rung.dockerfile)
         .with_context(|| format!("cannot collect what {} is built from", rung.image))?;
-    // The engine's own builder: BuildKit would need a session with it, and these Dockerfiles are for any builder. Images
-    // of steps stay, as its cache; containers do not, not even when the build fails.
+    // The engine's own builder: BuildKit would need a session with it, and these Dockerfiles are for any builder.
+    // Images of steps stay, as its cache; containers do not, not even when the build fails.
     let options = BuildImageOptionsBuilder::new()
         .dockerfile(rung.dockerfile)
         .t(rung.image)
@@ -222,8 +222,8 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
     Ok(())
 }
 
-/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as Docker's command line leaves
-/// them out of what it compares with its cache, so that both find each other's steps there.
+/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as the engine leaves them out
+/// of what it compares with its cache: this and Docker's command line find each other's steps there.
 fn archive(context: &Path, dockerfile: &str) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     archive.mode(HeaderMode::Deterministic);

@@ -76,8 +76,8 @@ Builds without a network, DIR being that directory:
   cargo build --release --offline --config DIR/crates/.cargo/config.toml
   docker build --network none --build-arg BASE=rust:1.96-alpine -t rust:1.96-alpine DIR/crates
   docker build --network none -f Dockerfile.musl -t timber-tutorial:2 .
-The second line puts the crates into the base image, the third is the usual one; Dockerfile goes the same way with its own
-base. The tutorial's Python image comes built: pip would need a network.")]
+The second line puts the crates into the base image, the third is the usual one; Dockerfile goes the same way with its
+own base. The tutorial's Python image comes built: pip would need a network.")]
 pub struct Arguments {
     /// Archive to write
     #[arg(default_value = "timber-workshop.tar")]
@@ -125,8 +125,8 @@ struct PackedImage {
 }
 
 /// # Errors
-/// The engine does not answer, an image is neither there nor to be had, a file cannot be read or written, it was interrupted.
-/// Nothing is left then: an archive that was there before stays as it was.
+/// The engine does not answer; an image is neither there nor to be had; a file cannot be read or written; it was
+/// interrupted. Nothing is left then: an archive that was there before stays as it was.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let packed = pack(&arguments, &stop).await;
@@ -396,8 +396,8 @@ impl<W: Write> Write for Ending<W> {
     }
 }
 
-/// About what the engine will send. Layers that two images share are sent once: nothing for the lower one where one image
-/// stands on the other.
+/// About what the engine will send. Layers that two images share are sent once: nothing for the lower one where one
+/// image stands on the other.
 fn expected_bytes(images: &[(String, ImageInspect)]) -> u64 {
     let layers_of = |image: &ImageInspect| {
         image.root_fs.as_ref().and_then(|root| root.layers.clone()).unwrap_or_default()

@@ -62,7 +62,7 @@ impl<W> Summed<W> {
 
     /// Bytes, and their SHA-256 in hexadecimal digits.
     pub fn finish(self) -> (u64, String) {
-        (self.bytes, format!("{:x}", self.sha256.finalize()))
+        (self.bytes, hex::encode(self.sha256.finalize()))
     }
 }
 

@@ -44,9 +44,9 @@ struct Place {
 }
 
 /// # Errors
-/// The directory is there already; the archive is not whole, or not one of `pack`; the engine does not answer or does not take
-/// the images; a file cannot be written; it was interrupted. No directory is left then. Images that the engine had taken by
-/// then stay with it.
+/// The directory is there already; the archive is not whole, or not one of `pack`; the engine does not answer or does
+/// not take the images; a file cannot be written; it was interrupted. No directory is left then. Images that the engine
+/// had taken by then stay with it.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let unpacked = unpack(&arguments, &stop).await;
