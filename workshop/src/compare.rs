@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bollard::models::ImageInspect;
 use clap::{Args, value_parser};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -147,7 +147,8 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 async fn measure(engine: &Engine, arguments: &Arguments) -> Result<Results> {
     let begun = Timestamp::now();
     let subjects = if arguments.images.is_empty() {
-        ladder::build_missing(engine, arguments.rebuild).await?
+        let images = ladder::build_missing(&engine.docker, &MultiProgress::new(), arguments.rebuild).await?;
+        images.into_iter().map(str::parse).collect::<Result<_>>()?
     } else {
         arguments.images.clone()
     };

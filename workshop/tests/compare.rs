@@ -129,7 +129,8 @@ fn sizes_are_what_other_means_count() {
          RUN rm -r /usr/share/doc && rm /usr/bin/perl && mkdir /many && seq 100000 > /many/a && ln /many/a /many/b\n\
          RUN rm /many/a && cp /timber /many/c && chmod 6755 /many/c",
     );
-    let (code, said, results) = compare(&[&image.0, "--runs", "1", "--load", "1", "--format", "json"]);
+    let (code, said, results) =
+        compare(&[&format!("{}:path=/index", image.0), "--runs", "1", "--load", "1", "--format", "json"]);
     assert_eq!(code, Some(0), "{said}");
     let size = |path: &str| figure(&results, &image.0, &format!("/size/{path}")).as_u64().unwrap();
 
@@ -210,7 +211,7 @@ fn what_fails_is_told_and_the_others_are_measured() {
         results["images"].as_array().unwrap().iter().map(|image| &image["failure"]).collect();
     for (failure, part) in failures.iter().zip([
         "there is no image timber-test:absent",
-        "no answer with status 200 to GET /index on port 8080 within 5s",
+        "no answer with status 200 to GET / on port 8080 within 5s",
         "it exited with code 3: no configuration",
         "say timber-test:ports",
         "is taken",

@@ -1,0 +1,112 @@
+//! Bytes on their way: counted, summed, and stopped when the user says so.
+
+use std::io::{self, Read, Write};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What goes through it moves a bar, and fails once the token is cancelled.
+pub struct Meter<T> {
+    inner: T,
+    bar: ProgressBar,
+    stop: CancellationToken,
+}
+
+impl<T> Meter<T> {
+    pub fn new(inner: T, bar: &ProgressBar, stop: &CancellationToken) -> Self {
+        Meter { inner, bar: bar.clone(), stop: stop.clone() }
+    }
+
+    /// Not `ErrorKind::Interrupted`, which callers take for "try again".
+    fn check(&self) -> io::Result<()> {
+        if self.stop.is_cancelled() { Err(io::Error::other("interrupted")) } else { Ok(()) }
+    }
+}
+
+impl<R: Read> Read for Meter<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        let count = self.inner.read(buffer)?;
+        self.bar.inc(count as u64);
+        Ok(count)
+    }
+}
+
+impl<W: Write> Write for Meter<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        let count = self.inner.write(buffer)?;
+        self.bar.inc(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Counts and sums what is written through it.
+pub struct Summed<W> {
+    inner: W,
+    bytes: u64,
+    sha256: Sha256,
+}
+
+impl<W> Summed<W> {
+    pub fn new(inner: W) -> Self {
+        Summed { inner, bytes: 0, sha256: Sha256::new() }
+    }
+
+    /// Bytes, and their SHA-256 in hexadecimal digits.
+    pub fn finish(self) -> (u64, String) {
+        (self.bytes, hex::encode(self.sha256.finalize()))
+    }
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(buffer)?;
+        self.bytes += count as u64;
+        self.sha256.update(&buffer[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Cancelled by Ctrl-C and by SIGTERM. From here on neither ends the process by itself.
+///
+/// # Errors
+/// The process cannot have handlers of signals.
+pub fn stop_on_signal() -> Result<CancellationToken> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let cancel = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+    });
+    Ok(stop)
+}
+
+/// Of a phase that moves about this many bytes.
+pub fn bytes_bar(phase: &str, bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{prefix:18} {bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {msg}",
+    );
+    let bar =
+        ProgressBar::new(bytes).with_prefix(phase.to_owned()).with_style(style.expect("a valid template"));
+    // For whoever has no terminal, and no bar in it.
+    if bar.is_hidden() {
+        eprintln!("{phase}");
+    }
+    bar
+}
