@@ -63,7 +63,9 @@ fn the_page_works_and_asks_nobody_for_anything() {
     assert_eq!(browser.script("getComputedStyle(document.body).backgroundColor"), json!("rgb(17, 17, 17)"));
     browser.picture("report-dark");
     browser.media("light", "print");
-    browser.picture("report-print");
+    browser.call("Emulation.setEmulatedVisionDeficiency", json!({ "type": "achromatopsia" }));
+    browser.picture("report-print-in-grey");
+    browser.call("Emulation.setEmulatedVisionDeficiency", json!({ "type": "none" }));
     browser.media("light", "screen");
 
     for width in [390, 1920] {
