@@ -249,6 +249,7 @@ pub fn example() -> Results {
 mod tests {
     use super::Spread;
 
+    #[expect(clippy::float_cmp, reason = "whole numbers are exact")]
     #[test]
     fn the_median_is_in_the_middle() {
         let spread = |samples: &[f64]| Spread::new(samples.to_vec()).unwrap();

@@ -60,6 +60,9 @@ pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String
     let per_table = look
         .width
         .map_or(usize::MAX, |width| usize::from(width.saturating_sub(NAMES + 2) / (NARROWEST + 2)).max(1));
+    // As many in each as in the others, or one less.
+    let tables = results.images.len().div_ceil(per_table).max(1);
+    let per_table = results.images.len().div_ceil(tables).max(1);
     let best: Vec<_> = ROWS.iter().map(|row| row.best(&results.images)).collect();
     for first in (0..results.images.len()).step_by(per_table) {
         let last = results.images.len().min(first.saturating_add(per_table));
