@@ -48,7 +48,7 @@ Exit codes: 0 nothing lost; 1 something lost; 2 wrong arguments, or nothing ever
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {
-    /// As `http://localhost:8080`: no TLS; without a path it asks /version. No TLS
+    /// As `http://localhost:8080`, no TLS; without a path it asks /version
     url: Target,
 
     /// New connections a second, 0 for none

@@ -349,6 +349,8 @@ fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
         assert_eq!(summary["asked"], server.requests());
         assert!((98..=101).contains(&server.requests()), "50 a second, {summary:#}");
         assert_eq!(losses(&summary), server.losses());
+        // One after the other, they would keep each kept connection for 9 s.
+        assert!(summary["seconds"].as_f64().unwrap() < 7.0, "{summary:#}");
     }
 
     let server = Server::start(hangs);
