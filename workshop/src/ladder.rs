@@ -56,7 +56,7 @@ pub fn notes(image: &str, inspected: &ImageInspect) -> Vec<String> {
     notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note.to_owned()).collect()
 }
 
-/// What to ask an image for. The ladder's serve the article's path; of others only the root is certain to mean something.
+/// What to ask an image for. The ladder's serve the article's path; of others only the root is known to mean anything.
 pub fn path(image: &str) -> &'static str {
     if LADDER.iter().any(|rung| rung.image == image) { "/index" } else { "/" }
 }
@@ -222,8 +222,8 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
     Ok(())
 }
 
-/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as the engine leaves them out
-/// of what it compares with its cache: this and Docker's command line find each other's steps there.
+/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as the engine leaves them
+/// out of what it compares with its cache: this and Docker's command line find each other's steps there.
 fn archive(context: &Path, dockerfile: &str) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     archive.mode(HeaderMode::Deterministic);
