@@ -28,9 +28,9 @@ pub struct Rung {
 }
 
 pub const LADDER: [Rung; 3] = [
-    Rung { image: "timber-workshop:hug", dockerfile: "Dockerfile", context: "workshop/hug" },
-    Rung { image: "timber-tutorial:1", dockerfile: "Dockerfile", context: "" },
-    Rung { image: "timber-tutorial:2", dockerfile: "Dockerfile.musl", context: "" },
+    Rung { image: "timber-test:hug", dockerfile: "Dockerfile", context: "workshop/hug" },
+    Rung { image: "timber-test:1", dockerfile: "Dockerfile", context: "" },
+    Rung { image: "timber-test:2", dockerfile: "Dockerfile.musl", context: "" },
 ];
 
 const HUG_NOTE: &str = "on python:3.11; the article's python:3 no longer starts hug: hug 2.4.0 works up to \
@@ -56,7 +56,7 @@ pub fn notes(image: &str, inspected: &ImageInspect) -> Vec<String> {
     notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note.to_owned()).collect()
 }
 
-/// What to ask an image for. The ladder's serve the article's path; of others only the root is certain to mean something.
+/// What to ask an image for. The ladder's serve the article's path; of others only the root is known to mean anything.
 pub fn path(image: &str) -> &'static str {
     if LADDER.iter().any(|rung| rung.image == image) { "/index" } else { "/" }
 }
@@ -195,6 +195,8 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
         let failure = match answer {
             Ok(BuildInfo { error_detail: Some(detail), .. }) => detail.message.unwrap_or_default(),
             Ok(BuildInfo { stream: Some(text), .. }) => {
+                // Docker colours what comes from a step's standard error.
+                let text = text.replace("\u{1b}[91m", "").replace("\u{1b}[0m", "");
                 for line in text.lines().filter(|line| !line.trim().is_empty()) {
                     // Docker says `Step 1/9 : FROM …`, podman `STEP 1/9: FROM …`.
                     if line.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("step ")) {
@@ -222,8 +224,8 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
     Ok(())
 }
 
-/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as the engine leaves them out
-/// of what it compares with its cache: this and Docker's command line find each other's steps there.
+/// The files that the builder gets, as a tar archive. Owner and time of each are left out, as the engine leaves them
+/// out of what it compares with its cache: this and Docker's command line find each other's steps there.
 fn archive(context: &Path, dockerfile: &str) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     archive.mode(HeaderMode::Deterministic);
