@@ -136,7 +136,7 @@ impl fmt::Display for Target {
 
 /// Of latencies up to [`PATIENCE`], to three digits.
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(PATIENCE.as_micros() as u64, 3).expect("these are valid bounds")
+    Histogram::new_with_max(PATIENCE.as_secs() * 1_000_000, 3).expect("these are valid bounds")
 }
 
 /// Processor time that this process has used, all threads together.

@@ -266,7 +266,7 @@ impl Comparison<'_> {
     async fn work(&mut self) {
         let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
         let bar = phase("memory and load", each * self.rows.len() as u64, "{elapsed} of {len} s");
-        for row in self.rows.iter_mut() {
+        for row in &mut self.rows {
             if row.image.failure.is_none() {
                 tell(&bar, &row.subject.label);
                 if let Err(error) = work(self.engine, self.arguments, row).await {

@@ -123,11 +123,11 @@ fn read_layer(
         }
         [0x28, 0xb5, 0x2f, 0xfd] => bail!("it is compressed with zstd, which is not read here"),
         _ => {
-            let mut tee = Tee { inner: raw, gzip: GzEncoder::new(Counter(0), Compression::default()) };
-            tree.lay_over(&mut tee)?;
+            let mut through = Tee { inner: raw, gzip: GzEncoder::new(Counter(0), Compression::default()) };
+            tree.lay_over(&mut through)?;
             // What the tar reader left, its padding, belongs to what is moved.
-            io::copy(&mut tee, &mut io::sink())?;
-            Ok(tee.gzip.finish()?.0)
+            io::copy(&mut through, &mut io::sink())?;
+            Ok(through.gzip.finish()?.0)
         }
     }
 }

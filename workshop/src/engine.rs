@@ -283,7 +283,8 @@ fn free_port() -> Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let begin = (process::id() % u32::from(COUNT)) as u16;
+    // From where other runs hardly begin.
+    let begin = u16::try_from(process::id() % u32::from(COUNT)).expect("it is below COUNT");
     for _ in 0..COUNT {
         let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
