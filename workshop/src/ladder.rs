@@ -195,6 +195,8 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
         let failure = match answer {
             Ok(BuildInfo { error_detail: Some(detail), .. }) => detail.message.unwrap_or_default(),
             Ok(BuildInfo { stream: Some(text), .. }) => {
+                // Docker colours what comes from a step's standard error.
+                let text = text.replace("\u{1b}[91m", "").replace("\u{1b}[0m", "");
                 for line in text.lines().filter(|line| !line.trim().is_empty()) {
                     // Docker says `Step 1/9 : FROM …`, podman `STEP 1/9: FROM …`.
                     if line.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("step ")) {

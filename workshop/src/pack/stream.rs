@@ -100,7 +100,7 @@ pub fn stop_on_signal() -> Result<CancellationToken> {
 /// Of a phase that moves about this many bytes.
 pub fn bytes_bar(phase: &str, bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
-        "{prefix:18} {bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {msg}",
+        "{prefix:24} {bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {msg}",
     );
     let bar =
         ProgressBar::new(bytes).with_prefix(phase.to_owned()).with_style(style.expect("a valid template"));
