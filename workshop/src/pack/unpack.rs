@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use bollard::{Docker, query_parameters::ImportImageOptions};
 use clap::Args;
 use flate2::read::GzDecoder;
-use futures_util::StreamExt;
-use indicatif::ProgressBar;
-use tokio::{io::AsyncReadExt, task::spawn_blocking};
-use tokio_util::{io::ReaderStream, sync::CancellationToken};
+use futures_util::{StreamExt, stream};
+use hyper::body::Bytes;
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, connect, directory_of,
@@ -26,6 +26,9 @@ use crate::ladder;
 
 /// More than any manifest has: an archive from elsewhere is not to fill the memory.
 const MOST_MANIFEST_BYTES: u64 = 1 << 20;
+
+/// Of what is sent to the engine, bytes at a time.
+const CHUNK: usize = 1 << 16;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -92,7 +95,7 @@ async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationTo
     let (archive, unfinished, manifest, places) = blocking.await??;
 
     if let Some(place) = places.get(IMAGES) {
-        let load = load(&docker, archive, *place);
+        let load = load(&docker, archive, *place, stop);
         stop.run_until_cancelled(load).await.context("interrupted")??;
     }
     for image in &manifest.images {
@@ -183,14 +186,28 @@ fn extract(file: &mut File, place: Place, directory: &Path, stop: &CancellationT
     Ok(())
 }
 
-async fn load(docker: &Docker, file: File, place: Place) -> Result<()> {
+/// Unpacked on the way: Docker Engine would do that itself, podman's engine would not.
+async fn load(docker: &Docker, mut file: File, place: Place, stop: &CancellationToken) -> Result<()> {
     let bar = bytes_bar("loading images", place.bytes);
-    let mut file = tokio::fs::File::from_std(file);
-    tokio::io::AsyncSeekExt::seek(&mut file, SeekFrom::Start(place.start)).await?;
-    let moved: ProgressBar = bar.clone();
-    let chunks = ReaderStream::with_capacity(file.take(place.bytes), 1 << 16).inspect(move |chunk| {
-        moved.inc(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+    file.seek(SeekFrom::Start(place.start))?;
+    let mut images = GzDecoder::new(Meter::new(file.take(place.bytes), &bar, stop));
+    let (sender, mut receiver) = mpsc::channel(4);
+    // Ends with the stream that it feeds.
+    spawn_blocking(move || {
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let chunk = images.read(&mut chunk).map(|count| {
+                chunk.truncate(count);
+                Bytes::from(chunk)
+            });
+            let is_last = chunk.as_ref().map_or(true, Bytes::is_empty);
+            // Whoever took them may have failed.
+            if sender.blocking_send(chunk).is_err() || is_last {
+                return;
+            }
+        }
     });
+    let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
     let docker = ladder::patient(docker);
     let mut answers = docker.import_image_stream(ImportImageOptions::default(), chunks, None);
     while let Some(answer) = answers.next().await {
