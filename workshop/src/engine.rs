@@ -15,7 +15,8 @@ use bollard::{
     models::{ContainerCreateBody, HostConfig, ImageInspect, PortBinding},
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StatsOptionsBuilder, WaitContainerOptionsBuilder,
+        RemoveContainerOptionsBuilder, StatsOptionsBuilder, StopContainerOptionsBuilder,
+        WaitContainerOptionsBuilder,
     },
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -209,8 +210,13 @@ impl Engine {
 
     /// As `docker stop` does it: how long it took, and the exit code.
     pub async fn stop(&self, container: &Container) -> Result<(Duration, i64)> {
+        // The default, said aloud: podman takes none for at once.
+        let options = StopContainerOptionsBuilder::new().t(10).build();
         let begin = Instant::now();
-        self.docker.stop_container(&container.id, None).await.context("cannot stop the container")?;
+        self.docker
+            .stop_container(&container.id, Some(options))
+            .await
+            .context("cannot stop the container")?;
         let taken = begin.elapsed();
         Ok((taken, self.exit_code(&container.id).await?))
     }

@@ -28,9 +28,9 @@ pub struct Rung {
 }
 
 pub const LADDER: [Rung; 3] = [
-    Rung { image: "timber-test:hug", dockerfile: "Dockerfile", context: "workshop/hug" },
-    Rung { image: "timber-test:1", dockerfile: "Dockerfile", context: "" },
-    Rung { image: "timber-test:2", dockerfile: "Dockerfile.musl", context: "" },
+    Rung { image: "timber-workshop:hug", dockerfile: "Dockerfile", context: "workshop/hug" },
+    Rung { image: "timber-tutorial:1", dockerfile: "Dockerfile", context: "" },
+    Rung { image: "timber-tutorial:2", dockerfile: "Dockerfile.musl", context: "" },
 ];
 
 const HUG_NOTE: &str = "on python:3.11; the article's python:3 no longer starts hug: hug 2.4.0 works up to \

@@ -35,7 +35,7 @@ use tokio_util::{
 
 use self::stream::{Meter, Summed, bytes_bar, stop_on_signal};
 pub use self::unpack::{Arguments as UnpackArguments, run as unpack};
-use crate::ladder;
+use crate::{engine::Engine, ladder};
 
 /// Of the archive. A change that an older reader would misunderstand raises it.
 const FORMAT: u32 = 1;
@@ -160,7 +160,7 @@ async fn pack(arguments: &Arguments, stop: &CancellationToken) -> Result<(Manife
         None => Some(PathBuf::from("comparison")).filter(|report| report.is_dir()),
     };
 
-    let docker = connect().await?;
+    let docker = Engine::connect().await?.docker;
     let images =
         stop.run_until_cancelled(images(&docker, &arguments.images)).await.context("interrupted")??;
     let crates = if arguments.no_crates { None } else { Some(vendor(directory, stop).await?) };
@@ -211,12 +211,6 @@ fn report_is_missing(arguments: &Arguments) -> bool {
 /// Where what is not yet finished goes: on the file system of what it becomes.
 fn directory_of(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-async fn connect() -> Result<Docker> {
-    let no_engine = "no container engine answers: is it running, and is DOCKER_HOST right?";
-    let docker = Docker::connect_with_defaults().context(no_engine)?;
-    docker.negotiate_version().await.context(no_engine)
 }
 
 /// What is asked for, or the ladder and what it is built on. The engine has all of them in the end.

@@ -19,10 +19,10 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, connect, directory_of,
+    CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, directory_of,
     stream::{Meter, Summed, bytes_bar, stop_on_signal},
 };
-use crate::ladder;
+use crate::{engine::Engine, ladder};
 
 /// More than any manifest has: an archive from elsewhere is not to fill the memory.
 const MOST_MANIFEST_BYTES: u64 = 1 << 20;
@@ -65,7 +65,7 @@ async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationTo
         directory.clone().unwrap_or_else(|| file.with_extension("").file_name().unwrap_or_default().into());
     ensure!(!directory.exists(), "{} is there already", directory.display());
     let mut archive = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
-    let docker = connect().await?;
+    let docker = Engine::connect().await?.docker;
     let unfinished = tempfile::Builder::new()
         .prefix(".timber-workshop-")
         .permissions(Permissions::from_mode(0o755))
