@@ -24,14 +24,14 @@ fn version_and_help() {
 
 /// The table is for people, the help text is the truth.
 #[test]
-fn the_readme_lists_the_settings_of_the_help_text() {
+fn the_docs_list_the_settings_of_the_help_text() {
     let (_, help, _) = run(&["--help"], &[]);
-    let readme = include_str!("../../README.md");
+    let docs = include_str!("../../docs/settings.md");
     for line in help.lines().filter(|line| line.contains("TIMBER_") || line.contains(" PORT ")) {
         let words: Vec<_> = line.split_whitespace().collect();
         let variable = words.iter().find(|word| word.starts_with("TIMBER_") || **word == "PORT").unwrap();
-        let row = readme.lines().find(|row| row.starts_with('|') && row.contains(&format!("`{variable}`")));
-        let row = row.unwrap_or_else(|| panic!("README.md has no row for {variable}"));
+        let row = docs.lines().find(|row| row.starts_with('|') && row.contains(&format!("`{variable}`")));
+        let row = row.unwrap_or_else(|| panic!("docs/settings.md has no row for {variable}"));
         for flag in words.iter().filter(|word| word.starts_with("--")) {
             assert!(row.contains(*flag), "{flag} is not in {row}");
         }
