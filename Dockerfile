@@ -19,11 +19,13 @@ RUN { [ -z "$AUDITABLE" ] || cargo fetch --locked; } && \
     cargo clean --release --locked --offline -p timber && \
     rm -r src
 
+# Built again from the same commit it is the same layer, to the byte: without `touch` the file's time would differ.
 COPY build.rs ./
 COPY src src
 ARG REVISION=""
 RUN BUILD_REVISION="$REVISION" cargo ${AUDITABLE:+auditable} build --release --locked --offline \
-    && cp target/release/timber /timber/timber
+    && cp target/release/timber /timber/timber \
+    && touch -d @0 /timber/timber
 
 FROM debian:trixie-slim
 COPY --from=build /timber/timber /timber

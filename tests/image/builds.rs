@@ -92,7 +92,18 @@ fn buildah_builds_the_same_images() {
     }
 }
 
-/// By its configuration, and by serving.
+/// So that a digest in a cluster can be traced to a commit: anyone who builds that again gets the same.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn built_again_elsewhere_it_is_the_same_layer() {
+    let context = context();
+    let again = Image::new("again");
+    build(&format!("docker build --no-cache -f Dockerfile.musl -t {} .", again.0), &context);
+    let [first, second] = [&image(2), &again.0].map(|name| inspect(name, "RootFS")["Layers"].take());
+    assert_eq!(first, second);
+}
+
+/// By its configuration, by the bytes of the binary, and by serving.
 fn assert_same(built: &Image, release: usize) {
     let configs = [&built.0, &image(release)].map(|name| {
         let mut config = inspect(name, "Config");
@@ -105,5 +116,8 @@ fn assert_same(built: &Image, release: usize) {
     for key in ["Entrypoint", "Cmd", "User", "ExposedPorts", "Env", "Healthcheck", "StopSignal", "Labels"] {
         assert_eq!(configs[0][key], configs[1][key], "{key} of {}", built.0);
     }
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let files = [copy_out(&built.0, dirs[0].path()), copy_out(&image(release), dirs[1].path())];
+    assert!(fs::read(&files[0]).unwrap() == fs::read(&files[1]).unwrap(), "the binary of {} differs", built.0);
     assert_eq!(Container::serve(&built.0, "", "").get("/index").status, 200);
 }
