@@ -15,6 +15,8 @@ use crate::{host, metrics::Metrics};
 pub struct App {
     pub release: String,
     pub pid: u32,
+    /// Of the file that runs, which on an empty image is all there is; none where the system does not tell.
+    pub binary_bytes: Option<u64>,
     /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
     pub port: u16,
     pub started: Instant,
@@ -58,6 +60,12 @@ static HTML: [(HeaderName, HeaderValue); 2] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (header::VARY, HeaderValue::from_static("accept")),
 ];
+/// Closed after each, so that whatever balances connections chooses anew for the next.
+static SAMPLE: [(HeaderName, HeaderValue); 3] = [
+    (header::CONTENT_TYPE, JSON_TYPE),
+    (header::CONNECTION, HeaderValue::from_static("close")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
 static PROMETHEUS: [(HeaderName, HeaderValue); 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))];
 static ALLOWED: [(HeaderName, HeaderValue); 2] =
@@ -72,7 +80,7 @@ static UNDEFINED_HEADERS: [(HeaderName, HeaderValue); 3] = [
 const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
 const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
 
-pub static ROUTES: [Route; 7] = [
+pub static ROUTES: [Route; 8] = [
     Route::get("/index", &JSON, "How timber is", |_| {
         Ok(Bytes::from_static(br#"{"timber": "so delicious"}"#))
     }),
@@ -90,6 +98,10 @@ pub static ROUTES: [Route; 7] = [
     .documents(DRAINING)
     .probe(),
     Route::get("/version", &JSON, "What is running, and where", |app| Ok(version(app).into())),
+    Route::get("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
+        Ok(version(app).into())
+    })
+    .probe(),
     Route::get("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
     Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
     Route::get("/", &HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
@@ -296,6 +308,7 @@ fn version(app: &App) -> String {
         ("hostname", quote(&host::name())),
         ("pid", app.pid.to_string()),
         ("started", quote(&format!("{}T{}Z", started.date, started.time))),
+        ("binary_bytes", app.binary_bytes.map_or("null".to_owned(), |bytes| bytes.to_string())),
         ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
     ];
     format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))

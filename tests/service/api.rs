@@ -91,7 +91,7 @@ fn methods() {
     let method = |method: &str, path: &str| {
         service.ask(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     };
-    for path in ["/index", "/healthz", "/readyz", "/version", "/metrics", "/openapi.json"] {
+    for path in ["/index", "/healthz", "/readyz", "/version", "/sample", "/metrics", "/openapi.json"] {
         for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
             let answer = method(name, path);
             assert_eq!((answer.status, answer.text().as_str()), (405, ""), "{name} {path}");
