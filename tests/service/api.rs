@@ -121,27 +121,3 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
     }
     assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n"));
 }
-
-#[test]
-fn a_browser_gets_a_page_at_the_root() {
-    let service = Timber::start(&["--release", "<7>"]);
-    let at_root =
-        |accept: &str| service.ask(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
-    for accept in ["text/html", "text/html,application/xhtml+xml,*/*;q=0.8", "image/webp, TEXT/HTML; q=0.5"] {
-        let page = at_root(accept);
-        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-        let text = page.text();
-        for part in
-            ["release &lt;7&gt;", env!("CARGO_PKG_VERSION"), &service.child.id().to_string(), "\"/index\""]
-        {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-        assert!(!text.contains('{') || !text.contains("{release}"), "{text}");
-        assert!(!text.contains("//"), "the page names another host: {text}");
-    }
-    for accept in ["*/*", "application/json", "text/html;q=0", "text/html; q=0.00", "text/plain"] {
-        let answer = at_root(accept);
-        assert_eq!((answer.status, answer.header("vary")), (404, Some("accept")), "{accept}");
-    }
-    assert_eq!(service.ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").status, 404);
-}
