@@ -15,6 +15,8 @@ use crate::{host, metrics::Metrics};
 pub struct App {
     pub release: String,
     pub pid: u32,
+    /// Of the file that runs, which on an empty image is all there is; none where the system does not tell.
+    pub binary_bytes: Option<u64>,
     /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
     pub port: u16,
     pub started: Instant,
@@ -54,9 +56,30 @@ pub struct Failure(pub StatusCode, pub &'static str);
 
 const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 static JSON: [(HeaderName, HeaderValue); 1] = [(header::CONTENT_TYPE, JSON_TYPE)];
-static HTML: [(HeaderName, HeaderValue); 2] = [
+/// Closed after each, so that whatever balances connections chooses anew for the next.
+static SAMPLE: [(HeaderName, HeaderValue); 3] = [
+    (header::CONTENT_TYPE, JSON_TYPE),
+    (header::CONNECTION, HeaderValue::from_static("close")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
+/// The page runs the script and the style that it came with, asks the host that it came from, and nothing else.
+const POLICY: &str = "default-src 'none'; \
+    script-src 'sha256-LuEOSY3zaZoUk01BmCJj3nhcbZwQjakHgq4uxzuJoHU='; \
+    style-src 'sha256-TVhWa6uZS2lz7dwCIQFqigS4S97DYjnciaWCYX5ftU4='; \
+    img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'; trusted-types 'none'";
+static HTML: [(HeaderName, HeaderValue); 8] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (header::VARY, HeaderValue::from_static("accept")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (
+        HeaderName::from_static("permissions-policy"),
+        HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
+    ),
 ];
 static PROMETHEUS: [(HeaderName, HeaderValue); 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))];
@@ -72,7 +95,7 @@ static UNDEFINED_HEADERS: [(HeaderName, HeaderValue); 3] = [
 const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
 const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
 
-pub static ROUTES: [Route; 7] = [
+pub static ROUTES: [Route; 8] = [
     Route::get("/index", &JSON, "How timber is", |_| {
         Ok(Bytes::from_static(br#"{"timber": "so delicious"}"#))
     }),
@@ -90,6 +113,10 @@ pub static ROUTES: [Route; 7] = [
     .documents(DRAINING)
     .probe(),
     Route::get("/version", &JSON, "What is running, and where", |app| Ok(version(app).into())),
+    Route::get("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
+        Ok(version(app).into())
+    })
+    .probe(),
     Route::get("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
     Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
     Route::get("/", &HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
@@ -296,6 +323,7 @@ fn version(app: &App) -> String {
         ("hostname", quote(&host::name())),
         ("pid", app.pid.to_string()),
         ("started", quote(&format!("{}T{}Z", started.date, started.time))),
+        ("binary_bytes", app.binary_bytes.map_or("null".to_owned(), |bytes| bytes.to_string())),
         ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
     ];
     format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))
@@ -309,13 +337,17 @@ fn metrics(app: &App) -> String {
 
 fn page(app: &App) -> String {
     let row = |route: &Route| format!("<tr><td><a href=\"{0}\">{0}</a><td>{1}\n", route.path, route.summary);
+    let binary =
+        app.binary_bytes.map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
     include_str!("page.html")
-        .replace("{release}", &html(&app.release))
-        .replace("{version}", VERSION)
-        .replace("{libc}", LIBC)
-        .replace("{host}", &html(&host::name()))
-        .replace("{pid}", &app.pid.to_string())
-        .replace("{api}", &ROUTES.iter().map(row).collect::<String>())
+        .replace("{{version}}", VERSION)
+        .replace("{{libc}}", LIBC)
+        .replace("{{binary}}", &binary)
+        .replace("{{host}}", &html(&host::name()))
+        .replace("{{pid}}", &app.pid.to_string())
+        .replace("{{uptime}}", &app.started.elapsed().as_secs().to_string())
+        .replace("{{api}}", &ROUTES.iter().map(row).collect::<String>())
+        .replace("{{release}}", &html(&app.release)) // last: nothing is filled in within a label
 }
 
 fn html(text: &str) -> String {

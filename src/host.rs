@@ -87,6 +87,11 @@ pub fn name() -> String {
     read(Path::new("/proc/sys/kernel/hostname")).map_or("unknown".to_owned(), |name| name.trim().to_owned())
 }
 
+/// Size of the file that this process runs.
+pub fn binary_bytes() -> Option<u64> {
+    fs::metadata("/proc/self/exe").ok().map(|file| file.len())
+}
+
 /// Resident memory of this process in bytes.
 pub fn resident_memory() -> Option<u64> {
     let kib: u64 = field(&read(Path::new("/proc/self/status"))?, "VmRSS:")?.parse().ok()?;

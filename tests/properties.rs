@@ -79,7 +79,7 @@ proptest! {
 
     #[test]
     fn spellings_of_a_path_that_mean_the_same_lead_to_the_same_route(
-        route in select(&["/index", "/healthz", "/readyz", "/version", "/metrics", "/openapi.json"][..]),
+        route in select(&["/index", "/healthz", "/readyz", "/version", "/sample", "/metrics", "/openapi.json"][..]),
         slashes in "/{1,3}",
         version in "(v[^/?#%]{1,5}/)?",
         encoded in vec(any::<bool>(), 12),

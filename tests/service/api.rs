@@ -91,7 +91,7 @@ fn methods() {
     let method = |method: &str, path: &str| {
         service.ask(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     };
-    for path in ["/index", "/healthz", "/readyz", "/version", "/metrics", "/openapi.json"] {
+    for path in ["/index", "/healthz", "/readyz", "/version", "/sample", "/metrics", "/openapi.json"] {
         for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
             let answer = method(name, path);
             assert_eq!((answer.status, answer.text().as_str()), (405, ""), "{name} {path}");
@@ -120,28 +120,4 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
         assert!(line.contains(&format!("Refused 127.0.0.1: {status} ")), "{line}");
     }
     assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n"));
-}
-
-#[test]
-fn a_browser_gets_a_page_at_the_root() {
-    let service = Timber::start(&["--release", "<7>"]);
-    let at_root =
-        |accept: &str| service.ask(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
-    for accept in ["text/html", "text/html,application/xhtml+xml,*/*;q=0.8", "image/webp, TEXT/HTML; q=0.5"] {
-        let page = at_root(accept);
-        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-        let text = page.text();
-        for part in
-            ["release &lt;7&gt;", env!("CARGO_PKG_VERSION"), &service.child.id().to_string(), "\"/index\""]
-        {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-        assert!(!text.contains('{') || !text.contains("{release}"), "{text}");
-        assert!(!text.contains("//"), "the page names another host: {text}");
-    }
-    for accept in ["*/*", "application/json", "text/html;q=0", "text/html; q=0.00", "text/plain"] {
-        let answer = at_root(accept);
-        assert_eq!((answer.status, answer.header("vary")), (404, Some("accept")), "{accept}");
-    }
-    assert_eq!(service.ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").status, 404);
 }

@@ -10,6 +10,7 @@ mod exchanges;
 mod healthcheck;
 mod logs;
 mod operations;
+mod page;
 mod rfc;
 mod shut_down;
 

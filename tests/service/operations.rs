@@ -24,6 +24,8 @@ fn version_tells_what_is_running() {
     assert!(version["target"].as_str().unwrap().contains(libc), "{version}");
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_eq!(version["hostname"], host_name.trim());
+    let binary = std::fs::metadata(env!("CARGO_BIN_EXE_timber")).unwrap();
+    assert_eq!(version["binary_bytes"], binary.len());
     assert!(version["uptime_seconds"].is_u64() && version["started"].as_str().unwrap().ends_with('Z'));
     assert!(version["revision"].is_null() || version["revision"].is_string());
 }
@@ -75,7 +77,7 @@ fn the_openapi_document_is_valid_and_lists_what_is_served() {
 
     let document = document.json();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 7);
+    assert_eq!(paths.len(), 8);
     for (path, item) in paths {
         let answer = service.ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n"));
         let content = &item["get"]["responses"][answer.status.to_string()]["content"];
