@@ -118,6 +118,10 @@ fn assert_same(built: &Image, release: usize) {
     }
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let files = [copy_out(&built.0, dirs[0].path()), copy_out(&image(release), dirs[1].path())];
-    assert!(fs::read(&files[0]).unwrap() == fs::read(&files[1]).unwrap(), "the binary of {} differs", built.0);
+    assert!(
+        fs::read(&files[0]).unwrap() == fs::read(&files[1]).unwrap(),
+        "the binary of {} differs",
+        built.0
+    );
     assert_eq!(Container::serve(&built.0, "", "").get("/index").status, 200);
 }

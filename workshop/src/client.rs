@@ -1,7 +1,6 @@
 //! The client that measures: until the first answer, and a closed loop of requests.
 
 use std::{
-    fmt,
     net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -17,12 +16,12 @@ use tokio::{net::TcpStream, task::JoinSet, time};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How exact a start is measured. An attempt that is refused costs the machine some 50 µs.
-pub const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Clone)]
 pub struct Target {
-    pub address: SocketAddr,
-    pub path: String,
+    address: SocketAddr,
+    path: String,
 }
 
 /// What a closed loop found.
@@ -100,6 +99,7 @@ impl Target {
         let mut kept = None;
         while Instant::now() < end {
             let begin = Instant::now();
+            let is_kept = kept.is_some();
             let exchange = async {
                 let mut sender = match kept.take() {
                     Some(sender) => sender,
@@ -116,7 +116,7 @@ impl Target {
                     kept = sender;
                 }
                 // The server had closed the connection before any of the request was sent: nothing is lost.
-                Ok(Err(error)) if error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {}
+                Ok(Err(error)) if is_kept && error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {}
                 _ => {
                     errors += 1;
                     // A server that refuses everything is not to be asked a million times.
@@ -125,12 +125,6 @@ impl Target {
             }
         }
         (latencies, errors)
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "http://{}{}", self.address, self.path)
     }
 }
 

@@ -79,7 +79,7 @@ impl FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self> {
         const FORM: &str = "IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]";
-        // From the end: a name and a label may hold colons of their own.
+        // By these marks alone: a name and a label may hold colons of their own.
         let (text, path) = match text.split_once(":path=") {
             Some((rest, path)) => (rest, Some(path)),
             None => (text, None),
@@ -92,6 +92,7 @@ impl FromStr for Subject {
         ensure!(!name.is_empty() && !label.is_empty(), "no image in {text:?}, expected {FORM}");
         let path = path.unwrap_or_else(|| ladder::path(name));
         ensure!(path.starts_with('/'), "path {path:?} does not begin with a slash");
+        ensure!(!path.contains(":port="), "the port comes before the path, expected {FORM}");
         let number = |text: &str| match text.parse() {
             Ok(0) | Err(_) => Err(anyhow!("port {text:?} is not a number from 1 to 65535, expected {FORM}")),
             Ok(port) => Ok(port),
@@ -140,8 +141,10 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         _ = interrupt.recv() => Err(anyhow!("interrupted")),
         _ = terminate.recv() => Err(anyhow!("terminated")),
     };
-    engine.clear().await?;
-    output::present(&results?, &arguments.output)
+    let cleared = engine.clear().await;
+    let code = output::present(&results?, &arguments.output)?;
+    cleared?;
+    Ok(code)
 }
 
 async fn measure(engine: &Engine, arguments: &Arguments) -> Result<Results> {
@@ -159,6 +162,13 @@ async fn measure(engine: &Engine, arguments: &Arguments) -> Result<Results> {
     comparison.sizes().await;
     comparison.starts().await;
     comparison.work().await;
+    let others = engine.others().await?;
+    if others > 0 {
+        let note = format!(
+            "{others} other containers ran on this engine: times suffer by that, and memory is too low where they have it in common"
+        );
+        comparison.rows.iter_mut().for_each(|row| row.image.notes.push(note.clone()));
+    }
     Ok(Results {
         format: crate::results::FORMAT,
         begun,
@@ -230,7 +240,7 @@ impl Comparison<'_> {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
         // Each byte is saved, and then read.
         let bytes: u64 = present().filter_map(|row| row.image.size.engine_bytes.value()).sum();
-        let bar = phase("sizes", bytes * 2, "{binary_bytes} of {binary_total_bytes}");
+        let bar = phase("sizes", bytes * 2, "{decimal_bytes} of {decimal_total_bytes}");
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
             tell(&bar, &row.subject.label);
             let contents = contents(self.engine, &row.subject.name, &bar).await;
@@ -246,15 +256,14 @@ impl Comparison<'_> {
         // One of each in turn: what makes the machine slow for a while makes it slow for all.
         for _ in 0..runs {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
-                bar.inc(1);
-                if row.image.failure.is_some() {
-                    continue;
-                }
                 tell(&bar, &row.subject.label);
-                match start_and_stop(self.engine, self.arguments, row).await {
-                    Ok(run) => samples.push(run),
-                    Err(error) => row.image.failure = Some(format!("{error:#}")),
+                if row.image.failure.is_none() {
+                    match start_and_stop(self.engine, self.arguments, row).await {
+                        Ok(run) => samples.push(run),
+                        Err(error) => row.image.failure = Some(format!("{error:#}")),
+                    }
                 }
+                bar.inc(1);
             }
         }
         bar.finish_and_clear();
@@ -265,15 +274,25 @@ impl Comparison<'_> {
 
     async fn work(&mut self) {
         let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
-        let bar = phase("memory and load", each * self.rows.len() as u64, "{elapsed} of {len} s");
-        for row in &mut self.rows {
+        let bar = phase("memory and load", each * self.rows.len() as u64, "{pos} of {len} s");
+        for (row, end) in self.rows.iter_mut().zip(1..) {
+            tell(&bar, &row.subject.label);
             if row.image.failure.is_none() {
-                tell(&bar, &row.subject.label);
-                if let Err(error) = work(self.engine, self.arguments, row).await {
+                let seconds = async {
+                    loop {
+                        time::sleep(Duration::from_secs(1)).await;
+                        bar.inc(1);
+                    }
+                };
+                let worked = tokio::select! {
+                    worked = work(self.engine, self.arguments, row) => worked,
+                    () = seconds => unreachable!("seconds do not end"),
+                };
+                if let Err(error) = worked {
                     row.image.failure = Some(format!("{error:#}"));
                 }
             }
-            bar.inc(each);
+            bar.set_position(each * end);
         }
         bar.finish_and_clear();
     }
@@ -342,19 +361,32 @@ async fn work(engine: &Engine, arguments: &Arguments, row: &mut Row) -> Result<(
         time::sleep(SETTLE).await;
         let idle = engine.usage(&container).await?;
         let target = Target::new(container.port, &row.subject.path);
-        target.load(arguments.connections, WARM_UP).await?;
+        under_load(engine, &container, target.load(arguments.connections, WARM_UP)).await?;
         let before = engine.usage(&container).await?;
-        let load = target.load(arguments.connections, Duration::from_secs(arguments.load.into())).await?;
+        let load = target.load(arguments.connections, Duration::from_secs(arguments.load.into()));
+        let load = under_load(engine, &container, load).await?;
         let after = engine.usage(&container).await?;
         Ok((idle, before, load, after))
     };
     let measured: Result<_> = measured.await;
     engine.remove(&container.id).await?;
     let (idle, before, load, after) = measured?;
-    row.image.notes.extend(idle.memory_note.map(str::to_owned));
+    row.image.notes.extend(idle.memory_note.or(after.memory_note).map(str::to_owned));
     row.image.work = Work::new(&load, after.cpu_seconds - before.cpu_seconds, engine.machine.cpus);
     row.image.memory = Memory { idle: idle.memory, loaded: after.memory };
     Ok(())
+}
+
+/// A container that dies under it has failed.
+async fn under_load(
+    engine: &Engine,
+    container: &Container,
+    load: impl Future<Output = Result<Load>>,
+) -> Result<Load> {
+    tokio::select! {
+        load = load => load,
+        ended = engine.ended(container) => bail!("under load {}", ended?),
+    }
 }
 
 /// A bar for what is under way; where nobody watches, a line.
@@ -455,7 +487,10 @@ impl Size {
         self.package_managers = contents.map(|contents| contents.package_managers.clone());
         self.setuid = contents.map(|contents| contents.setuid.clone());
         self.base = contents.map(|contents| contents.base.clone());
-        self.packages = contents.map(|contents| contents.packages.clone());
+        self.packages = match contents {
+            Figure::Value(contents) => contents.packages,
+            Figure::NotAvailable(reason) => Figure::NotAvailable(reason),
+        };
     }
 }
 
@@ -468,24 +503,26 @@ impl Work {
             _ => Figure::Value(load.latencies.value_at_quantile(quantile) as f64 / 1e6),
         };
         let (ours, theirs) = (load.cpu_seconds / seconds, cpu_seconds / seconds);
-        // Where it waits for the image, it is idle most of the time, or has at least less to do than the image has.
-        let is_bottleneck = ours > theirs && ours > cpus as f64 / 4.0;
+        let bottleneck = if ours > theirs {
+            Some("it could have answered more")
+        } else if theirs < 0.8 && theirs < cpus as f64 / 2.0 {
+            Some("the way to it, such as the engine's forwarding of the port, was the limit")
+        } else {
+            None
+        };
         Work {
             requests_per_second: Figure::Value(requests as f64 / seconds),
             p50_seconds: quantile(0.5),
             p99_seconds: quantile(0.99),
-            requests: Figure::Value(requests),
+            requests: Figure::Value(requests + load.errors),
             errors: Figure::Value(load.errors),
             cpu_seconds_per_request: match requests {
                 0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
                 _ => Figure::Value(cpu_seconds / (requests + load.errors) as f64),
             },
             generator_cpus: Figure::Value(ours),
-            generator_was_the_bottleneck: is_bottleneck.then(|| {
-                format!(
-                    "the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: \
-                     it could have answered more"
-                )
+            generator_was_the_bottleneck: bottleneck.map(|why| {
+                format!("the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: {why}")
             }),
         }
     }

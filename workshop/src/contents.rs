@@ -8,14 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use serde::Deserialize;
 use tar::{Archive, Entry, EntryType};
 
-use crate::results::Packages;
+use crate::results::{Figure, Packages};
 
 /// Of the file system that a container sees, and of what a pull moves.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct Contents {
     /// Of regular files; one with several names (hard links) counts once.
     pub unpacked_bytes: u64,
@@ -28,7 +28,8 @@ pub struct Contents {
     pub package_managers: Vec<String>,
     pub setuid: Vec<String>,
     pub base: Option<String>,
-    pub packages: Vec<Packages>,
+    /// Unless they are in a database that is not read here.
+    pub packages: Figure<Vec<Packages>>,
 }
 
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"];
@@ -86,7 +87,7 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
 
     let manifest = manifest.context("no manifest.json in the archive")?;
     let mut tree = Tree::default();
-    let mut contents = Contents { layers: manifest.layers.len() as u64, ..Contents::default() };
+    let (layers, mut compressed_bytes) = (manifest.layers.len() as u64, 0);
     for layer in manifest.layers {
         let find =
             |name: &str| files.get(name).with_context(|| format!("layer {name} is not in the archive"));
@@ -94,11 +95,10 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
         if let Some(link) = &found.2 {
             found = find(link)?;
         }
-        contents.compressed_bytes += read_layer(archive, found.0, found.1, &mut tree, progress)
+        compressed_bytes += read_layer(archive, found.0, found.1, &mut tree, progress)
             .with_context(|| format!("layer {layer}"))?;
     }
-    tree.describe(&mut contents);
-    Ok(contents)
+    Ok(tree.describe(layers, compressed_bytes))
 }
 
 /// Lays it over the tree. How many bytes a pull of it moves.
@@ -118,7 +118,7 @@ fn read_layer(
     match magic {
         _ if size < 4 => bail!("it has {size} bytes"),
         [0x1f, 0x8b, ..] => {
-            tree.lay_over(GzDecoder::new(raw))?;
+            tree.lay_over(MultiGzDecoder::new(raw))?;
             Ok(size)
         }
         [0x28, 0xb5, 0x2f, 0xfd] => bail!("it is compressed with zstd, which is not read here"),
@@ -202,29 +202,48 @@ impl Tree {
         }
     }
 
-    fn describe(&self, contents: &mut Contents) {
+    fn describe(&self, layers: u64, compressed_bytes: u64) -> Contents {
         let files = || self.nodes.iter().filter(|(_, node)| node.kind.is_file());
         let inodes: BTreeSet<_> = files().map(|(_, node)| node.inode).collect();
-        contents.unpacked_bytes = inodes.iter().map(|&inode| self.inodes[inode].bytes).sum();
-        contents.files = files().count() as u64;
-        contents.executables = files().filter(|(_, node)| node.mode & 0o111 != 0).count() as u64;
-        contents.shell = SHELLS.iter().find_map(|name| self.program(name));
+        let executables = || files().filter(|(_, node)| node.mode & 0o111 != 0);
         let managers = PACKAGE_MANAGERS.iter().filter(|name| self.program(name).is_some());
-        contents.package_managers = managers.map(|&name| name.to_owned()).collect();
-        let setuid = files().filter(|(_, node)| node.mode & 0o6000 != 0 && node.mode & 0o111 != 0);
-        contents.setuid = setuid.map(|(name, _)| format!("/{name}")).collect();
-        contents.base = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|name| {
-            let line = self.text(name)?.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
-            Some(line.trim_matches('"').to_owned())
-        });
+        let setuid = executables().filter(|(_, node)| node.mode & 0o6000 != 0);
+        Contents {
+            unpacked_bytes: inodes.iter().map(|&inode| self.inodes[inode].bytes).sum(),
+            compressed_bytes,
+            layers,
+            files: files().count() as u64,
+            executables: executables().count() as u64,
+            shell: SHELLS.iter().find_map(|name| self.program(name)),
+            package_managers: managers.map(|&name| name.to_owned()).collect(),
+            setuid: setuid.map(|(name, _)| format!("/{name}")).collect(),
+            base: ["etc/os-release", "usr/lib/os-release"].iter().find_map(|name| {
+                let line = self.text(name)?.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+                Some(line.trim_matches('"').to_owned())
+            }),
+            packages: self.packages(&inodes),
+        }
+    }
+
+    fn packages(&self, inodes: &BTreeSet<usize>) -> Figure<Vec<Packages>> {
+        let rpm = ["var/lib/rpm/", "usr/lib/sysimage/rpm/"];
+        if self.nodes.keys().any(|name| rpm.iter().any(|directory| name.starts_with(directory))) {
+            return Figure::NotAvailable("rpm's database is not read here".to_owned());
+        }
         let counts = [
             ("dpkg", self.dpkg()),
             ("apk", self.lines_with("lib/apk/db/installed", "P:")),
-            ("pip", files().filter(|(name, _)| is_python_package(name)).count() as u64),
+            (
+                "pip",
+                self.nodes
+                    .iter()
+                    .filter(|(name, node)| node.kind.is_file() && is_python_package(name))
+                    .count() as u64,
+            ),
             ("crate", inodes.iter().map(|&inode| self.inodes[inode].crates).sum()),
         ];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-        contents.packages = counts.map(|(kind, count)| Packages { kind: kind.to_owned(), count }).collect();
+        Figure::Value(counts.map(|(kind, count)| Packages { kind: kind.to_owned(), count }).collect())
     }
 
     /// The whole database, or, in images without dpkg itself, a file for each package.
@@ -338,7 +357,7 @@ impl<P: Fn(u64)> Read for Watched<'_, P> {
 #[cfg(test)]
 mod tests {
     use super::{Contents, read};
-    use crate::results::Packages;
+    use crate::results::{Figure, Packages};
     use flate2::{Compression, write::GzEncoder};
     use std::{fs, io::Write};
     use tar::{Builder, EntryType, Header};
@@ -426,7 +445,10 @@ mod tests {
             ("usr/lib/python3/x-1.0.dist-info/METADATA", 0o644, ""),
         ])]);
         let count = |kind: &str, count| Packages { kind: kind.to_owned(), count };
-        assert_eq!(found.unwrap().packages, [count("dpkg", 2), count("apk", 2), count("pip", 1)]);
+        let counts = vec![count("dpkg", 2), count("apk", 2), count("pip", 1)];
+        assert_eq!(found.unwrap().packages, Figure::Value(counts));
+        let found = image(&[layer(&[("var/lib/rpm/rpmdb.sqlite", 0o644, "")])]);
+        assert!(found.unwrap().packages.value().is_none(), "none that are known is not none");
     }
 
     #[test]

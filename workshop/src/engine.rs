@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     net::{Ipv4Addr, TcpListener},
     path::Path,
     process,
@@ -9,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bollard::{
     Docker,
-    models::{ContainerCreateBody, HostConfig, ImageInspect, PortBinding},
+    errors::Error::DockerResponseServerError,
+    models::{ContainerCreateBody, HealthConfig, HostConfig, ImageInspect, PortBinding},
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, StatsOptionsBuilder, StopContainerOptionsBuilder,
@@ -24,6 +26,7 @@ use jiff::Timestamp;
 use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::task::TaskTracker;
 
+use crate::ladder;
 use crate::results::{self, Figure, InUse, Machine};
 
 /// On each container. Its value is the id of the process that made it.
@@ -33,8 +36,8 @@ pub struct Engine {
     pub docker: Docker,
     pub description: results::Engine,
     pub machine: Machine,
-    /// How far its clock is ahead of ours, in seconds, or why that is not known.
-    clock: Figure<f64>,
+    /// Whether its clock is ours, or why its times cannot be compared with ours.
+    clock: Figure<()>,
     /// What the engine may still be doing for a caller that was interrupted.
     creating: TaskTracker,
 }
@@ -59,12 +62,11 @@ impl Engine {
     /// # Errors
     /// When none answers.
     pub async fn connect() -> Result<Self> {
+        refuse_remote()?;
         let docker = Docker::connect_with_defaults().with_context(no_engine)?;
         let docker = docker.negotiate_version().await.with_context(no_engine)?;
         let version = docker.version().await.with_context(no_engine)?;
-        let asked = Timestamp::now();
         let info = docker.info().await.with_context(no_engine)?;
-        let clock = clock(info.system_time.as_deref(), asked);
         let known =
             |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into());
         let components = version.components.unwrap_or_default();
@@ -72,6 +74,7 @@ impl Engine {
         let is_rootless =
             info.security_options.unwrap_or_default().iter().any(|option| option.contains("rootless"));
         let kernel = known(info.kernel_version);
+        let clock = clock(&kernel);
         Ok(Engine {
             docker,
             description: results::Engine {
@@ -85,9 +88,15 @@ impl Engine {
             },
             machine: Machine {
                 architecture: known(info.architecture),
-                cpus: info.ncpu.and_then(|count| count.try_into().ok()).unwrap_or_default(),
+                cpus: info
+                    .ncpu
+                    .and_then(|count| count.try_into().ok())
+                    .context("the engine tells no processors")?,
                 cpu_model: cpu_model(&kernel),
-                memory_bytes: info.mem_total.and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
+                memory_bytes: info
+                    .mem_total
+                    .and_then(|bytes| bytes.try_into().ok())
+                    .context("the engine tells no memory")?,
                 kernel,
                 operating_system: known(info.operating_system),
             },
@@ -103,11 +112,11 @@ impl Engine {
     pub async fn clear_abandoned(&self) -> Result<usize> {
         let mut abandoned = Vec::new();
         for (id, owner) in self.ours().await? {
-            if owner == process::id().to_string() {
-                continue;
-            }
-            if is_running(&owner) {
-                bail!("another comparison is running on this engine, as process {owner}");
+            if owner != process::id().to_string() && is_running(&owner) {
+                bail!(
+                    "another comparison is running on this engine, as process {owner}. If it is not: \
+                     docker rm --force $(docker ps --all --quiet --filter label={LABEL})"
+                );
             }
             abandoned.push(id);
         }
@@ -129,6 +138,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Running containers of others: they take their part of the machine.
+    pub async fn others(&self) -> Result<usize> {
+        let containers = self.docker.list_containers(None).await?;
+        let ours =
+            |labels: Option<HashMap<String, String>>| labels.is_some_and(|labels| labels.contains_key(LABEL));
+        Ok(containers.into_iter().filter(|container| !ours(container.labels.clone())).count())
+    }
+
     async fn ours(&self) -> Result<Vec<(String, String)>> {
         let filters = HashMap::from([("label", vec![LABEL])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
@@ -142,7 +159,6 @@ impl Engine {
     /// # Errors
     /// When there is no such image.
     pub async fn image(&self, name: &str) -> Result<ImageInspect> {
-        use bollard::errors::Error::DockerResponseServerError;
         match self.docker.inspect_image(name).await {
             Err(DockerResponseServerError { status_code: 404, .. }) => {
                 bail!("there is no image {name} here: build it, or `docker pull {name}`")
@@ -160,6 +176,8 @@ impl Engine {
             image: Some(image.to_owned()),
             labels: Some(HashMap::from([(LABEL.to_owned(), process::id().to_string())])),
             exposed_ports: Some(vec![inside.clone()]),
+            // An image that has a probe would have to work for it, and be measured with it.
+            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
             host_config: Some(HostConfig {
                 port_bindings: Some(HashMap::from([(inside, Some(vec![binding]))])),
                 ..HostConfig::default()
@@ -197,7 +215,8 @@ impl Engine {
         let lines: Vec<_> =
             self.docker.logs(&container.id, Some(logs)).map_ok(|line| line.to_string()).try_collect().await?;
         let lines = lines.concat();
-        let lines = if lines.trim().is_empty() { "without a word" } else { lines.trim() };
+        let lines: Vec<_> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let lines = if lines.is_empty() { "without a word".to_owned() } else { lines.join(" / ") };
         Ok(format!("it exited with code {code}: {lines}"))
     }
 
@@ -205,7 +224,7 @@ impl Engine {
     pub async fn since_start(&self, container: &Container, moment: Timestamp) -> Result<Figure<f64>> {
         let state = self.docker.inspect_container(&container.id, None).await?.state.unwrap_or_default();
         let started: Timestamp = state.started_at.context("the engine tells no start time")?.parse()?;
-        Ok(self.clock.map(|_| moment.duration_since(started).as_secs_f64()))
+        Ok(self.clock.map(|()| moment.duration_since(started).as_secs_f64()))
     }
 
     /// As `docker stop` does it: how long it took, and the exit code.
@@ -228,10 +247,11 @@ impl Engine {
 
     pub async fn remove(&self, id: &str) -> Result<()> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        self.docker
-            .remove_container(id, Some(options))
-            .await
-            .with_context(|| format!("cannot remove container {id}"))
+        match self.docker.remove_container(id, Some(options)).await {
+            // It is gone, or going.
+            Err(DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+            removed => removed.with_context(|| format!("cannot remove container {id}")),
+        }
     }
 
     pub async fn usage(&self, container: &Container) -> Result<Usage> {
@@ -252,7 +272,7 @@ impl Engine {
 
     /// What `docker save` would write.
     pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
-        let mut archive = self.docker.export_image(image);
+        let mut archive = ladder::patient(&self.docker).export_image(image);
         write(&mut archive, file, progress).await.with_context(|| format!("cannot save image {image}"))
     }
 }
@@ -268,6 +288,17 @@ async fn write(
         progress(chunk.as_ref().len() as u64);
     }
     Ok(file.flush().await?)
+}
+
+/// The ports of its containers would be published there, and asked for here.
+fn refuse_remote() -> Result<()> {
+    let host = std::env::var("DOCKER_HOST").unwrap_or_default();
+    let authority = host.strip_prefix("tcp://").or(host.strip_prefix("http://")).unwrap_or_default();
+    let name =
+        authority.split('/').next().unwrap_or_default().rsplit_once(':').map_or(authority, |(name, _)| name);
+    let is_here = ["", "localhost", "127.0.0.1", "[::1]"].contains(&name);
+    ensure!(is_here, "the engine at DOCKER_HOST={host} is on another machine, and its ports are not here");
+    Ok(())
 }
 
 fn no_engine() -> String {
@@ -300,30 +331,25 @@ fn free_port() -> Result<u16> {
     bail!("no port from {FIRST} to {} is free on 127.0.0.1", FIRST + COUNT - 1)
 }
 
-/// An engine in a virtual machine, or on another one, has a clock of its own.
-fn clock(system_time: Option<&str>, asked: Timestamp) -> Figure<f64> {
-    let told = Timestamp::now();
-    let Some(Ok(theirs)) = system_time.map(str::parse::<Timestamp>) else {
-        return Figure::NotAvailable("the engine does not tell its time".to_owned());
-    };
-    let (early, late) =
-        (asked.duration_since(theirs).as_secs_f64(), theirs.duration_since(told).as_secs_f64());
-    let difference = early.max(late);
-    // It told the time between the question and the answer, if the clocks agree.
-    if difference <= 0.005 {
-        Figure::Value(difference)
+/// An engine in a virtual machine has a clock of its own, and what is measured here are milliseconds.
+fn clock(kernel: &str) -> Figure<()> {
+    if is_our_kernel(kernel) {
+        Figure::Value(())
     } else {
-        Figure::NotAvailable(format!("the engine's clock differs from this machine's by {difference:.3} s"))
+        Figure::NotAvailable("the engine runs on another kernel, with a clock of its own".to_owned())
     }
+}
+
+fn is_our_kernel(release: &str) -> bool {
+    rustix::system::uname().release().to_str() == Ok(release)
 }
 
 /// The engine does not tell it; `/proc` does, if this is the engine's kernel.
 fn cpu_model(kernel: &str) -> Figure<String> {
-    let same = rustix::system::uname().release().to_str() == Ok(kernel);
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     match model {
-        Some((_, model)) if same => Figure::Value(model.to_owned()),
+        Some((_, model)) if is_our_kernel(kernel) => Figure::Value(model.to_owned()),
         _ => Figure::NotAvailable("the engine does not tell it".to_owned()),
     }
 }
@@ -338,7 +364,11 @@ fn memory_of_processes(id: &str) -> Option<InUse> {
         if !read("cgroup").is_ok_and(|groups| groups.contains(id)) {
             continue;
         }
-        let rollup = read("smaps_rollup").ok()?;
+        let rollup = match read("smaps_rollup") {
+            Ok(rollup) => rollup,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return None,
+            Err(_) => continue, // it has ended meanwhile
+        };
         let kilobytes = |name: &str| -> Option<u64> {
             let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse().ok()

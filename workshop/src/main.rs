@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 /// Puts images of HTTP services side by side, and counts what a roll-out loses.
 #[derive(Parser)]
@@ -46,15 +47,15 @@ enum Command {
 }
 
 /// Exit codes: 0 done, and nothing lost or over its limit; 1 something was; 2 wrong arguments, or it could not be done.
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Arguments::parse().command).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+fn main() -> ExitCode {
+    let runtime = Runtime::new().expect("threads can be started");
+    let done = runtime.block_on(run(Arguments::parse().command));
+    // After Ctrl-C a thread may still compress a layer.
+    runtime.shutdown_background();
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
 }
 
 async fn run(command: Command) -> Result<ExitCode> {

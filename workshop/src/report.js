@@ -1,7 +1,7 @@
 'use strict';
 // The race: each runner takes as long as the median of its image's starts, by the clock on the wall.
 const race = document.getElementById('race');
-if (race) {
+if (race?.querySelector('.lane[data-seconds]')) {
   const clock = document.getElementById('clock');
   const lanes = [...race.querySelectorAll('.lane[data-seconds]')];
   const finish = Math.max(...lanes.map(lane => Number(lane.dataset.seconds)));
