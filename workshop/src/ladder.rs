@@ -35,8 +35,8 @@ pub const LADDER: [Rung; 3] = [
 
 const HUG_NOTE: &str = "on python:3.11; the article's python:3 no longer starts hug: hug 2.4.0 works up to \
                         Python 3.6, 2.6.1 up to 3.11, both tried";
-const STAND_IN_NOTE: &str = "its base image is a stand-in made of Debian's packages, as no image registry \
-                             answered; the official one has another size";
+const STAND_IN_NOTE: &str =
+    "on a stand-in for its base image, made of Debian's packages; the official one has another size";
 
 /// Of what a failing build printed, lines to show.
 const LAST_LINES: usize = 15;

@@ -32,11 +32,23 @@ pub fn svg(results: &Results) -> Result<String> {
             panels => Serde(panels),
             title => format!("{} images, side by side", results.images.len()),
             failed => results.images.iter().filter(|image| image.failure.is_some()).count(),
+            note => cut(&most_common_note(results).unwrap_or_default(), 160),
             machine => cut(&facts.machine, 150),
             made => cut(&format!("{} · {} · medians of {} runs", facts.engine, facts.date, results.settings.runs), 150),
             command => cut(&results.command, 150),
         },
     )
+}
+
+/// There is room for one: the one that holds for most images, with their names.
+fn most_common_note(results: &Results) -> Option<String> {
+    let holders = |note: &String| -> Vec<&str> {
+        let images = results.images.iter().filter(|image| image.notes.contains(note));
+        images.map(|image| image.label.as_str()).collect()
+    };
+    let notes = results.images.iter().flat_map(|image| &image.notes);
+    let note = notes.rev().max_by_key(|note| holders(note).len())?;
+    Some(format!("{}: {note}", holders(note).join(", ")))
 }
 
 /// The same as dots.
