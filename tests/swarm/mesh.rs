@@ -1,34 +1,36 @@
-//! Stands in for the routing mesh where the kernel has no IPVS, which the mesh is made of. Like IPVS it knows nothing of
-//! HTTP and tries nothing twice: each connection is led to the next of the tasks that the engine names at that moment,
-//! and stays there. It runs in a container beside them, because only there does the engine's name server answer.
+//! Stands in for the routing mesh where the kernel has no IPVS, which the mesh is made of: `mesh LISTEN TARGET`. Like
+//! IPVS it knows nothing of HTTP and tries nothing twice: each connection is led to the next of the addresses that
+//! TARGET has at that moment, and stays there. A program by itself, because it has to run in a container beside the
+//! tasks: only there does the engine's name server answer, which names the tasks that may have traffic.
 
 use std::{
-    io,
+    env, io,
     net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs},
     thread,
 };
 
-/// For a service that is called `timber` and listens at port 8080, at that port.
-pub fn stand_in() {
-    let listener = TcpListener::bind(":::8080").unwrap();
-    for (number, client) in listener.incoming().enumerate() {
-        let client = client.unwrap();
-        thread::spawn(move || {
-            // All of them, in an order of its own; a task that is not healthy or is being stopped is not among them.
-            let mut tasks: Vec<_> = ("tasks.timber", 8080).to_socket_addrs()?.collect();
-            tasks.sort();
-            let task = TcpStream::connect(tasks[number % tasks.len()])?;
-            let (from_client, to_client) = (client.try_clone()?, client);
-            let (from_task, to_task) = (task.try_clone()?, task);
-            thread::spawn(move || pass_on(from_client, &to_task));
-            pass_on(from_task, &to_client);
-            io::Result::Ok(())
-        });
+fn main() -> io::Result<()> {
+    let [_, listen, target] = env::args().collect::<Vec<_>>().try_into().expect("mesh LISTEN TARGET");
+    for (number, client) in TcpListener::bind(listen)?.incoming().enumerate() {
+        let (client, target) = (client?, target.clone());
+        thread::spawn(move || lead(client, &target, number));
     }
+    Ok(())
 }
 
-fn pass_on(mut from: TcpStream, mut to: &TcpStream) {
+fn lead(client: TcpStream, target: &str, number: usize) -> io::Result<()> {
+    let mut tasks: Vec<_> = target.to_socket_addrs()?.collect();
+    tasks.sort();
+    let task = TcpStream::connect(tasks[number % tasks.len()])?;
+    let (from_client, from_task) = (client.try_clone()?, task.try_clone()?);
+    thread::spawn(move || pass_on(from_client, task));
+    pass_on(from_task, client);
+    Ok(())
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream) {
     _ = to.set_nodelay(true);
+    // A reset is passed on as an end. For who waits for an answer that is a loss as well.
     _ = io::copy(&mut from, &mut to);
     _ = to.shutdown(Shutdown::Write);
 }
