@@ -18,7 +18,14 @@ use std::{
 use crate::docker::ROOT;
 use crate::swarm::Engine;
 
-const LOOKS: [&str; 4] = ["docker service", "docker ps", "docker-compose -f deploy/compose.yaml ps", "curl "];
+const LOOKS: [&str; 6] = [
+    "docker service inspect",
+    "docker service ps",
+    "docker stack services",
+    "docker ps",
+    "docker-compose -f deploy/compose.yaml ps",
+    "curl ",
+];
 
 /// They would speak with a cluster.
 const NEED_A_CLUSTER: [&str; 5] =
@@ -131,26 +138,21 @@ fn matches<T>(text: &[T], pattern: &[T], is_any: fn(&T) -> bool, fits: fn(&T, &T
 }
 
 fn normal(line: &str) -> String {
-    let words = line.split_whitespace().map(|word| {
-        let is_id = word.len() >= 12
-            && word.chars().all(|c| c.is_ascii_digit() || c.is_ascii_lowercase())
-            && word.contains(|c: char| c.is_ascii_digit());
-        if is_id {
-            return "ID".to_owned();
-        }
-        let mut normal = String::new();
-        for part in word.split_inclusive(|c: char| !c.is_ascii_digit() && c != '.') {
-            let digits = part.trim_end_matches(|c: char| !c.is_ascii_digit());
-            if digits.len() > 1 && digits.starts_with(|c: char| c.is_ascii_digit()) {
-                normal.push('#');
-                normal += &part[digits.len()..];
-            } else {
-                normal += part;
-            }
-        }
-        normal
-    });
-    words.collect::<Vec<_>>().join(" ")
+    let spaced = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut normal = String::new();
+    for part in spaced.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '.') {
+        let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        let [has_digits, has_letters] =
+            [char::is_numeric, char::is_alphabetic].map(|kind| word.contains(kind));
+        let is_id = word.len() >= 12 && has_digits && !word.contains(|c: char| c == '.' || c.is_uppercase());
+        normal += match () {
+            () if is_id => "ID",
+            () if word.len() > 1 && has_digits && !has_letters => "#",
+            () => word,
+        };
+        normal += &part[word.len()..];
+    }
+    normal
 }
 
 #[test]
@@ -162,6 +164,8 @@ fn what_differs_by_nature_is_the_same() {
         ("timber-tutorial:1", "timber-tutorial:2", false),
         ("3/3", "2/3", false),
         ("kc8pr9oyvnfi timber.1", "na0byuaplkkc timber.1", true),
+        ("node (na70fggpi4vn2do21i3trhu1e)", "node (5mqnqz6ixcqhxgzkjbvmqx1yl)", true),
+        ("from 0.0 to 8.1 s", "from 11.4 to 40.0 s", true),
         ("in 0.09 s", "in 12.5 s", true),
         ("one\ntwo\nthree", "one\n…", true),
         ("one\ntwo\nthree", "…\nthree", true),

@@ -14,6 +14,8 @@ mod support;
 mod docker;
 
 mod document;
+#[allow(dead_code, reason = "a program by itself; here it is formatted and linted with the rest")]
+mod mesh;
 mod swarm;
 
 use std::{env, fs, time::Duration};
