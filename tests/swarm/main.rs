@@ -1,0 +1,180 @@
+//! deploy/compose.yaml in a real engine: what a roll-out in a swarm loses, and docs/cluster.md word for word.
+//! `cargo test --test swarm -- --ignored`, after `.ci/install`, with port 8080 free and the engine in no swarm. A test
+//! that misses something fails and names it. The images are those that are there, as tests/image built them from this
+//! tree just before; where there are none they are built.
+//!
+//! With `TIMBER_ROLL_OUTS=10` the roll-outs are ten each way instead of one: `bench/roll-outs`.
+
+#[allow(dead_code, reason = "tests/service uses the rest")]
+#[path = "../support/mod.rs"]
+mod support;
+
+#[allow(dead_code, reason = "tests/image uses the rest")]
+#[path = "../image/docker.rs"]
+mod docker;
+
+mod document;
+#[allow(dead_code, reason = "a program by itself; here it is formatted and linted with the rest")]
+mod mesh;
+mod swarm;
+
+use std::{env, fs, time::Duration};
+
+use docker::{Image, command, docker, inspect, run};
+use serde_json::{Value, json};
+use swarm::{Engine, SERVICE, Swarm, Watch, ready};
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_roll_out_loses_nothing() {
+    let rounds = env::var("TIMBER_ROLL_OUTS").map_or(1, |n| n.parse().expect("TIMBER_ROLL_OUTS is a number"));
+    let swarm = Swarm::deploy(&ready(1));
+    ready(2);
+    for round in 1..=rounds {
+        for (from, to) in [(1, 2), (2, 1)] {
+            let watch = Watch::start();
+            swarm.roll(&image_name(to), "completed");
+            let summary = watch.end();
+            println!("{round}: :{from} to :{to}: {}", counts(&summary));
+            nothing_lost(&summary);
+            assert_eq!(releases(&summary), ["1", "2"], "{summary:#}");
+            swarm.all_run(&image_name(to), 3);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn scaling_loses_nothing() {
+    let swarm = Swarm::deploy(&ready(2));
+    swarm.scale(1);
+    let watch = Watch::start();
+    swarm.scale(5);
+    swarm.scale(2);
+    let summary = watch.end();
+    println!("1 to 5 to 2: {}", counts(&summary));
+    nothing_lost(&summary);
+    let hosts = summary["answers"].as_array().unwrap().len();
+    assert_eq!(hosts, 5, "tasks that answered: {summary:#}");
+}
+
+/// Its probe asks for what is not there.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_release_that_never_gets_ready_is_rolled_back() {
+    let swarm = Swarm::deploy(&ready(2));
+    let broken = Image::new("never-ready");
+    let dir = tempfile::tempdir().unwrap();
+    // The service listens where no probe looks for it.
+    let dockerfile = "FROM timber-tutorial:2\nENV TIMBER_RELEASE=broken\nCMD [\"--bind\", \":9999\"]\n";
+    fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
+    run(&format!("docker build --quiet --label timber.test=true -t {} {}", broken.0, dir.path().display()));
+
+    let watch = Watch::start();
+    swarm.roll(&broken.0, "rollback_completed");
+    let summary = watch.end();
+    println!("broken release: {}", counts(&summary));
+    nothing_lost(&summary);
+    assert_eq!(releases(&summary), ["2"], "{summary:#}");
+    swarm.all_run(&image_name(2), 3);
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_swarm_shuts_the_doors_that_it_has() {
+    let swarm = Swarm::deploy_files(&ready(2), "-c deploy/compose.yaml -c deploy/compose.pids.yaml");
+    for task in swarm.tasks() {
+        let (host, config) = (inspect(&task, "HostConfig"), inspect(&task, "Config"));
+        assert_eq!(host["ReadonlyRootfs"], true);
+        assert_eq!(host["CapDrop"], json!(["ALL"]));
+        assert_eq!(host["Memory"], 64 << 20);
+        assert_eq!(host["PidsLimit"], 32);
+        assert_eq!(config["User"], "65532:65532");
+    }
+    let spec: Value = serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
+    let container = &spec[0]["Spec"]["TaskTemplate"]["ContainerSpec"];
+    the_sum_holds(container["Env"].as_array().unwrap(), container["StopGracePeriod"].as_u64().unwrap());
+}
+
+#[test]
+#[ignore = "needs Docker Engine and docker-compose"]
+fn compose_shuts_the_doors_that_it_has() {
+    let _engine = Engine::claim();
+    ready(2);
+    let _project = Project;
+    run("docker-compose -f deploy/compose.yaml up -d");
+    let tasks = run("docker-compose -f deploy/compose.yaml ps -q");
+    assert_eq!(tasks.lines().count(), 3);
+    for task in tasks.lines() {
+        let (host, config) = (inspect(task, "HostConfig"), inspect(task, "Config"));
+        assert_eq!(host["ReadonlyRootfs"], true);
+        assert_eq!(host["CapDrop"], json!(["ALL"]));
+        assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
+        assert_eq!(host["Memory"], 64 << 20);
+        assert_eq!(config["User"], "65532:65532");
+        the_sum_holds(
+            config["Env"].as_array().unwrap(),
+            config["StopTimeout"].as_u64().unwrap() * 1_000_000_000,
+        );
+    }
+}
+
+/// A command of the document that needs what is not there, or shows something else, fails the test.
+#[test]
+#[ignore = "needs Docker Engine, docker-compose and kubectl"]
+fn the_document_shows_what_happens() {
+    let engine = Engine::claim();
+    let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
+    ready(1);
+    ready(2);
+    document::perform(engine);
+}
+
+fn image_name(release: usize) -> String {
+    format!("timber-tutorial:{release}")
+}
+
+/// All was asked that was due, and all was answered; and it was enough to notice.
+fn nothing_lost(summary: &Value) {
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert_eq!((&summary["lost"], &summary["unsent"]), (&json!(0), &json!(0)), "{summary:#}");
+    for kind in ["new", "kept"] {
+        let due = number(&summary["seconds"]) * 50.0; // watch's defaults
+        assert!(number(&summary[kind]["good"]) > due * 0.9, "{kind} connections: {summary:#}");
+    }
+}
+
+fn counts(summary: &Value) -> String {
+    let count = |kind: &str| {
+        let counts = &summary[kind];
+        format!("{} asked on {kind} connections, {} lost", counts["asked"], counts["lost"])
+    };
+    format!("{} s, {}; {}", summary["seconds"], count("new"), count("kept"))
+}
+
+fn releases(summary: &Value) -> Vec<&str> {
+    let answers = summary["answers"].as_array().unwrap().iter();
+    let mut releases: Vec<_> = answers.map(|answer| answer["release"].as_str().unwrap()).collect();
+    releases.sort_unstable();
+    releases.dedup();
+    releases
+}
+
+/// Delay, deadline and a margin are over before the engine kills, by the settings as the service takes them.
+fn the_sum_holds(variables: &[Value], grace: u64) {
+    let variables = variables.iter().map(|variable| variable.as_str().unwrap().split_once('=').unwrap());
+    let variables: Vec<_> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let (_, settings) = timber::config::parse(&[], &variables).unwrap();
+    let stop = settings.drain_delay + settings.drain_deadline + Duration::from_secs(2);
+    assert!(stop < Duration::from_nanos(grace), "{stop:?}");
+    assert!(settings.drain_delay >= Duration::from_secs(3), "{:?}", settings.drain_delay);
+}
+
+/// What docker-compose started, ended when dropped.
+struct Project;
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        _ = command("docker-compose -f deploy/compose.yaml down --timeout 1").output();
+    }
+}
