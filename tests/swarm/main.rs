@@ -13,16 +13,20 @@ mod support;
 #[path = "../image/docker.rs"]
 mod docker;
 
+#[allow(dead_code, reason = "tests/browser uses the rest")]
+#[path = "../browser/chromium.rs"]
+mod chromium;
 mod document;
 #[allow(dead_code, reason = "a program by itself; here it is formatted and linted with the rest")]
 mod mesh;
 mod swarm;
 
-use std::{env, fs, time::Duration};
+use std::{env, fs, thread, time::Duration};
 
+use chromium::Browser;
 use docker::{Image, command, docker, inspect, run};
 use serde_json::{Value, json};
-use swarm::{Engine, SERVICE, Swarm, Watch, ready};
+use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 
 #[test]
 #[ignore = "needs Docker Engine"]
@@ -41,6 +45,33 @@ fn a_roll_out_loses_nothing() {
             swarm.all_run(&image_name(to), 3);
         }
     }
+}
+
+/// As a room sees it, in tmp/roll-out.png of the target directory: docs/roll-out.png is such a picture.
+#[test]
+#[ignore = "needs Docker Engine and Chromium"]
+fn the_page_shows_a_roll_out() {
+    let swarm = Swarm::deploy(&ready(1));
+    ready(2);
+    let mut browser = Browser::start();
+    browser.open("http://127.0.0.1:8080/");
+    wait_for("answers of release 1", || {
+        browser.script("+answered.innerText").as_u64().filter(|answered| *answered >= 40)
+    });
+    thread::scope(|scope| {
+        scope.spawn(|| swarm.roll(&image_name(2), "completed"));
+        wait_for("both releases", || {
+            (browser.script("document.title") == "timber, release 1 and 2").then_some(())
+        });
+        let shown = browser.script("+answered.innerText").as_u64().unwrap();
+        wait_for("more answers", || {
+            browser.script("+answered.innerText").as_u64().filter(|answered| *answered > shown + 40)
+        });
+        browser.picture("roll-out");
+    });
+    wait_for("release 2", || (browser.script("document.title") == "timber, release 2").then_some(()));
+    assert_eq!(browser.script("failed.innerText + lost.innerText"), "00", "failed and lost");
+    browser.assert_calm("http://127.0.0.1:8080/");
 }
 
 #[test]
