@@ -74,6 +74,15 @@ fn json_is_the_results_file() {
     assert_eq!(read(&output.stdout), read(&fs::read(RESULTS).unwrap()));
 }
 
+/// The command that the README names makes what stands there.
+#[test]
+fn the_readme_has_the_figures_of_its_picture() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let table = stdout(&show(Path::new(&format!("{root}/docs/comparison/results.json")), &["--format", "markdown"]));
+    let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
+    assert!(readme.contains(table.trim()), "README.md has another table than this:\n{table}");
+}
+
 #[test]
 fn markdown_is_a_table_whatever_the_names_are() {
     let directory = tempfile::tempdir().unwrap();
