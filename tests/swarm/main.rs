@@ -51,10 +51,11 @@ fn a_roll_out_loses_nothing() {
 #[test]
 #[ignore = "needs Docker Engine and Chromium"]
 fn the_page_shows_a_roll_out() {
+    const PAGE: &str = "http://timber.test:8080/"; // the name that the browser has for this machine
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
     let mut browser = Browser::start();
-    browser.open("http://127.0.0.1:8080/");
+    browser.open(PAGE);
     wait_for("answers of release 1", || {
         browser.script("+answered.innerText").as_u64().filter(|answered| *answered >= 40)
     });
@@ -71,7 +72,7 @@ fn the_page_shows_a_roll_out() {
     });
     wait_for("release 2", || (browser.script("document.title") == "timber, release 2").then_some(()));
     assert_eq!(browser.script("failed.innerText + lost.innerText"), "00", "failed and lost");
-    browser.assert_calm("http://127.0.0.1:8080/");
+    browser.assert_calm(PAGE);
 }
 
 #[test]

@@ -78,7 +78,8 @@ fn json_is_the_results_file() {
 #[test]
 fn the_readme_has_the_figures_of_its_picture() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let table = stdout(&show(Path::new(&format!("{root}/docs/comparison/results.json")), &["--format", "markdown"]));
+    let table =
+        stdout(&show(Path::new(&format!("{root}/docs/comparison/results.json")), &["--format", "markdown"]));
     let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
     assert!(readme.contains(table.trim()), "README.md has another table than this:\n{table}");
 }
