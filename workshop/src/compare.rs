@@ -4,12 +4,10 @@ use std::{
     fmt::Display,
     io::IsTerminal,
     process::ExitCode,
-    str::FromStr,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use bollard::models::ImageInspect;
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, value_parser};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -23,7 +21,8 @@ use crate::{
     contents,
     engine::{Container, Engine},
     ladder, output,
-    results::{Figure, Image, Memory, Results, Settings, Size, Spread, Start, Stop, Work},
+    results::{Figure, Image, Memory, Results, Settings, Size, Spread, Work},
+    subject::Subject,
 };
 
 /// Before the load that counts. Caches and connections fill meanwhile.
@@ -62,66 +61,6 @@ pub struct Arguments {
 
     #[command(flatten)]
     output: output::Options,
-}
-
-/// An image, and how it is asked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Subject {
-    pub name: String,
-    pub label: String,
-    port: Option<u16>,
-    published: Option<u16>,
-    path: String,
-}
-
-impl FromStr for Subject {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        const FORM: &str = "IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]";
-        // By these marks alone: a name and a label may hold colons of their own.
-        let (text, path) = match text.split_once(":path=") {
-            Some((rest, path)) => (rest, Some(path)),
-            None => (text, None),
-        };
-        let (text, ports) = match text.split_once(":port=") {
-            Some((rest, ports)) => (rest, Some(ports)),
-            None => (text, None),
-        };
-        let (name, label) = text.split_once('=').unwrap_or((text, text));
-        ensure!(!name.is_empty() && !label.is_empty(), "no image in {text:?}, expected {FORM}");
-        let path = path.unwrap_or_else(|| ladder::path(name));
-        ensure!(path.starts_with('/'), "path {path:?} does not begin with a slash");
-        ensure!(!path.contains(":port="), "the port comes before the path, expected {FORM}");
-        let number = |text: &str| match text.parse() {
-            Ok(0) | Err(_) => Err(anyhow!("port {text:?} is not a number from 1 to 65535, expected {FORM}")),
-            Ok(port) => Ok(port),
-        };
-        let (published, port) = match ports.map(|ports| ports.split_once(':').unwrap_or(("", ports))) {
-            Some(("", port)) => (None, Some(number(port)?)),
-            Some((published, port)) => (Some(number(published)?), Some(number(port)?)),
-            None => (None, None),
-        };
-        Ok(Subject { name: name.into(), label: label.into(), port, published, path: path.into() })
-    }
-}
-
-impl Subject {
-    /// The port inside the container.
-    fn port(&self, image: &ImageInspect) -> Result<u16> {
-        if let Some(port) = self.port {
-            return Ok(port);
-        }
-        let exposed =
-            image.config.as_ref().and_then(|config| config.exposed_ports.clone()).unwrap_or_default();
-        let ports: Vec<u16> =
-            exposed.iter().filter_map(|port| port.trim_end_matches("/tcp").parse().ok()).collect();
-        match ports[..] {
-            [port] => Ok(port),
-            [] => bail!("the image exposes no TCP port: say {}:port=PORT", self.name),
-            _ => bail!("the image exposes the ports {ports:?}: say {}:port=PORT", self.name),
-        }
-    }
 }
 
 /// Exit code 0, or 1 when an image failed or a figure is over its limit.
@@ -407,47 +346,6 @@ fn tell(bar: &ProgressBar, what: &impl Display) {
 }
 
 impl Image {
-    /// With nothing known yet.
-    fn unmeasured(name: &str, label: &str) -> Self {
-        fn none<T>() -> Figure<T> {
-            Figure::NotAvailable("not measured".to_owned())
-        }
-        Image {
-            name: name.to_owned(),
-            label: label.to_owned(),
-            id: String::new(),
-            notes: Vec::new(),
-            failure: None,
-            size: Size {
-                engine_bytes: none(),
-                unpacked_bytes: none(),
-                compressed_bytes: none(),
-                layers: none(),
-                files: none(),
-                executables: none(),
-                shell: none(),
-                package_managers: none(),
-                setuid: none(),
-                user: none(),
-                base: none(),
-                packages: none(),
-            },
-            start: Start { create_to_answer: none(), process_to_answer: none() },
-            stop: Stop { seconds: none(), exit_code: none() },
-            memory: Memory { idle: none(), loaded: none() },
-            work: Work {
-                requests_per_second: none(),
-                p50_seconds: none(),
-                p99_seconds: none(),
-                requests: none(),
-                errors: none(),
-                cpu_seconds_per_request: none(),
-                generator_cpus: none(),
-                generator_was_the_bottleneck: None,
-            },
-        }
-    }
-
     fn fill_starts(&mut self, runs: &[Run]) {
         let Some(last) = runs.last() else { return };
         let spread = |of: fn(&Run) -> f64| Spread::new(runs.iter().map(of).collect()).expect("there is one");
@@ -524,42 +422,6 @@ impl Work {
             generator_was_the_bottleneck: bottleneck.map(|why| {
                 format!("the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: {why}")
             }),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Subject;
-
-    #[test]
-    fn subjects_have_names_labels_ports_and_paths() {
-        let subject = |text: &str| text.parse::<Subject>().unwrap();
-        let plain = subject("registry:5000/a/b:1");
-        assert_eq!(
-            (plain.name.as_str(), plain.label.as_str()),
-            ("registry:5000/a/b:1", "registry:5000/a/b:1")
-        );
-        assert_eq!((plain.port, plain.published, plain.path.as_str()), (None, None, "/"));
-        let full = subject("web:2=Our web:port=9000:80:path=/a:b");
-        assert_eq!((full.name.as_str(), full.label.as_str()), ("web:2", "Our web"));
-        assert_eq!((full.port, full.published, full.path.as_str()), (Some(80), Some(9000), "/a:b"));
-        assert_eq!(subject("timber-tutorial:2").path, "/index");
-        assert_eq!(subject("a:port=80").port, Some(80));
-    }
-
-    #[test]
-    fn wrong_subjects_name_what_is_wrong() {
-        for (text, part) in [
-            ("", "no image"),
-            ("=label", "no image"),
-            ("a:port=0", "port \"0\""),
-            ("a:port=x:80", "port \"x\""),
-            ("a:port=80:70000", "port \"70000\""),
-            ("a:path=index", "slash"),
-        ] {
-            let error = text.parse::<Subject>().unwrap_err().to_string();
-            assert!(error.contains(part), "{error}");
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io::ErrorKind,
     net::{Ipv4Addr, TcpListener},
     path::Path,
     process,
@@ -26,8 +25,10 @@ use jiff::Timestamp;
 use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::task::TaskTracker;
 
-use crate::ladder;
-use crate::results::{self, Figure, InUse, Machine};
+use crate::{
+    host,
+    results::{self, Figure, InUse, Machine},
+};
 
 /// On each container. Its value is the id of the process that made it.
 const LABEL: &str = "timber.workshop";
@@ -74,7 +75,7 @@ impl Engine {
         let is_rootless =
             info.security_options.unwrap_or_default().iter().any(|option| option.contains("rootless"));
         let kernel = known(info.kernel_version);
-        let clock = clock(&kernel);
+        let clock = host::clock(&kernel);
         Ok(Engine {
             docker,
             description: results::Engine {
@@ -92,7 +93,7 @@ impl Engine {
                     .ncpu
                     .and_then(|count| count.try_into().ok())
                     .context("the engine tells no processors")?,
-                cpu_model: cpu_model(&kernel),
+                cpu_model: host::cpu_model(&kernel),
                 memory_bytes: info
                     .mem_total
                     .and_then(|bytes| bytes.try_into().ok())
@@ -159,12 +160,8 @@ impl Engine {
     /// # Errors
     /// When there is no such image.
     pub async fn image(&self, name: &str) -> Result<ImageInspect> {
-        match self.docker.inspect_image(name).await {
-            Err(DockerResponseServerError { status_code: 404, .. }) => {
-                bail!("there is no image {name} here: build it, or `docker pull {name}`")
-            }
-            image => image.with_context(|| format!("cannot inspect image {name}")),
-        }
+        let found = find(&self.docker, name).await?;
+        found.with_context(|| format!("there is no image {name} here: build it, or `docker pull {name}`"))
     }
 
     /// Creates a container of the image, with its port published, and does not start it.
@@ -262,7 +259,7 @@ impl Engine {
             .cpu_stats
             .and_then(|cpu| cpu.cpu_usage?.total_usage)
             .context("no CPU time in the statistics")?;
-        let (memory, memory_note) = match memory_of_processes(&container.id) {
+        let (memory, memory_note) = match host::memory_of_processes(&container.id) {
             Some(memory) => (Figure::Value(memory), None),
             None => memory_of_group(stats.memory_stats.and_then(|memory| memory.stats).unwrap_or_default()),
         };
@@ -272,9 +269,26 @@ impl Engine {
 
     /// What `docker save` would write.
     pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
-        let mut archive = ladder::patient(&self.docker).export_image(image);
+        let mut archive = patient(&self.docker).export_image(image);
         write(&mut archive, file, progress).await.with_context(|| format!("cannot save image {image}"))
     }
+}
+
+/// An image of the engine, if it has it.
+///
+/// # Errors
+/// The engine does not answer.
+pub async fn find(docker: &Docker, image: &str) -> Result<Option<ImageInspect>> {
+    match docker.inspect_image(image).await {
+        Ok(found) => Ok(Some(found)),
+        Err(DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot ask the engine for the image {image}")),
+    }
+}
+
+/// An engine may take minutes for its first answer, until there is something to tell.
+pub fn patient(docker: &Docker) -> Docker {
+    docker.clone().with_timeout(Duration::from_hours(1))
 }
 
 async fn write(
@@ -329,56 +343,6 @@ fn free_port() -> Result<u16> {
         }
     }
     bail!("no port from {FIRST} to {} is free on 127.0.0.1", FIRST + COUNT - 1)
-}
-
-/// An engine in a virtual machine has a clock of its own, and what is measured here are milliseconds.
-fn clock(kernel: &str) -> Figure<()> {
-    if is_our_kernel(kernel) {
-        Figure::Value(())
-    } else {
-        Figure::NotAvailable("the engine runs on another kernel, with a clock of its own".to_owned())
-    }
-}
-
-fn is_our_kernel(release: &str) -> bool {
-    rustix::system::uname().release().to_str() == Ok(release)
-}
-
-/// The engine does not tell it; `/proc` does, if this is the engine's kernel.
-fn cpu_model(kernel: &str) -> Figure<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    match model {
-        Some((_, model)) if is_our_kernel(kernel) => Figure::Value(model.to_owned()),
-        _ => Figure::NotAvailable("the engine does not tell it".to_owned()),
-    }
-}
-
-/// By the kernel's own account of each process, where this is the engine's machine and we may look: of pages that
-/// several processes share, each has its part (proportional set size).
-fn memory_of_processes(id: &str) -> Option<InUse> {
-    let mut sum = InUse { anonymous_bytes: 0, file_bytes: 0 };
-    let mut found = false;
-    for process in std::fs::read_dir("/proc").ok()?.filter_map(Result::ok) {
-        let read = |file| std::fs::read_to_string(process.path().join(file));
-        if !read("cgroup").is_ok_and(|groups| groups.contains(id)) {
-            continue;
-        }
-        let rollup = match read("smaps_rollup") {
-            Ok(rollup) => rollup,
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return None,
-            Err(_) => continue, // it has ended meanwhile
-        };
-        let kilobytes = |name: &str| -> Option<u64> {
-            let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse().ok()
-        };
-        // Shared memory has no file behind it either.
-        sum.anonymous_bytes += (kilobytes("Pss_Anon:")? + kilobytes("Pss_Shmem:")?) << 10;
-        sum.file_bytes += kilobytes("Pss_File:")? << 10;
-        found = true;
-    }
-    found.then_some(sum)
 }
 
 /// By the control group's account, which has page cache too; of that, what is mapped into a process counts.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bollard::{
     Docker, body_full,
     errors::Error,
@@ -18,6 +18,8 @@ use bollard::{
 use futures_util::{Stream, StreamExt};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tar::HeaderMode;
+
+use crate::engine::{find, patient};
 
 pub struct Rung {
     pub image: &'static str,
@@ -79,18 +81,6 @@ pub async fn build_missing(
         }
     }
     Ok(LADDER.iter().map(|rung| rung.image).collect())
-}
-
-/// An image of the engine, if it has it.
-///
-/// # Errors
-/// The engine does not answer.
-pub async fn find(docker: &Docker, image: &str) -> Result<Option<ImageInspect>> {
-    match docker.inspect_image(image).await {
-        Ok(found) => Ok(Some(found)),
-        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-        Err(error) => Err(anyhow!(error).context(format!("cannot ask the engine for the image {image}"))),
-    }
 }
 
 /// The images that the ladder's Dockerfiles build on. Sorted, each once.
@@ -163,11 +153,6 @@ pub async fn pull(docker: &Docker, progress: &MultiProgress, image: &str) -> Res
         })
     });
     follow(&format!("pulling {image}"), progress, answers).await
-}
-
-/// An engine may take minutes for its first answer, until there is something to tell.
-pub fn patient(docker: &Docker) -> Docker {
-    docker.clone().with_timeout(Duration::from_hours(1))
 }
 
 /// A line that spins, with the latest of the engine's steps, until there are no more.

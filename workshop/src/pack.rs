@@ -35,7 +35,10 @@ use tokio_util::{
 
 use self::stream::{Meter, Summed, bytes_bar, stop_on_signal};
 pub use self::unpack::{Arguments as UnpackArguments, run as unpack};
-use crate::{engine::Engine, ladder};
+use crate::{
+    engine::{self, Engine},
+    ladder,
+};
 
 /// Of the archive. A change that an older reader would misunderstand raises it.
 const FORMAT: u32 = 1;
@@ -172,7 +175,7 @@ async fn pack(arguments: &Arguments, stop: &CancellationToken) -> Result<(Manife
     };
     let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
     // A cancelled stream ends early; that it is cancelled shows in the bytes that are written next.
-    let saved = ladder::patient(&docker)
+    let saved = engine::patient(&docker)
         .export_images(&names)
         .map_err(io::Error::other)
         .take_until(stop.clone().cancelled_owned())
@@ -221,7 +224,7 @@ async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, Image
         names.extend(ladder::build_missing(docker, &progress, false).await?.into_iter().map(str::to_owned));
         for base in ladder::base_images()? {
             // BuildKit, for one, keeps base images to itself.
-            if ladder::find(docker, &base).await?.is_none() {
+            if engine::find(docker, &base).await?.is_none() {
                 ladder::pull(docker, &progress, &base).await?;
             }
             names.push(base);
@@ -229,7 +232,7 @@ async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, Image
     }
     let mut images = Vec::new();
     for name in names {
-        let found = ladder::find(docker, &name).await?;
+        let found = engine::find(docker, &name).await?;
         let found = found.with_context(|| format!("the engine has no image {name}"))?;
         images.push((name, found));
     }

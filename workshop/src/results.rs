@@ -186,6 +186,49 @@ impl Results {
     }
 }
 
+impl Image {
+    /// With nothing known yet.
+    pub fn unmeasured(name: &str, label: &str) -> Self {
+        fn none<T>() -> Figure<T> {
+            Figure::NotAvailable("not measured".to_owned())
+        }
+        Image {
+            name: name.to_owned(),
+            label: label.to_owned(),
+            id: String::new(),
+            notes: Vec::new(),
+            failure: None,
+            size: Size {
+                engine_bytes: none(),
+                unpacked_bytes: none(),
+                compressed_bytes: none(),
+                layers: none(),
+                files: none(),
+                executables: none(),
+                shell: none(),
+                package_managers: none(),
+                setuid: none(),
+                user: none(),
+                base: none(),
+                packages: none(),
+            },
+            start: Start { create_to_answer: none(), process_to_answer: none() },
+            stop: Stop { seconds: none(), exit_code: none() },
+            memory: Memory { idle: none(), loaded: none() },
+            work: Work {
+                requests_per_second: none(),
+                p50_seconds: none(),
+                p99_seconds: none(),
+                requests: none(),
+                errors: none(),
+                cpu_seconds_per_request: none(),
+                generator_cpus: none(),
+                generator_was_the_bottleneck: None,
+            },
+        }
+    }
+}
+
 impl<T> Figure<T> {
     pub fn value(&self) -> Option<&T> {
         match self {

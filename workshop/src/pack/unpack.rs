@@ -22,7 +22,7 @@ use super::{
     CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, directory_of,
     stream::{Meter, Summed, bytes_bar, stop_on_signal},
 };
-use crate::{engine::Engine, ladder};
+use crate::engine::{self, Engine};
 
 /// More than any manifest has: an archive from elsewhere is not to fill the memory.
 const MOST_MANIFEST_BYTES: u64 = 1 << 20;
@@ -99,7 +99,7 @@ async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationTo
         stop.run_until_cancelled(load).await.context("interrupted")??;
     }
     for image in &manifest.images {
-        let found = ladder::find(&docker, &image.name).await?;
+        let found = engine::find(&docker, &image.name).await?;
         let found =
             found.with_context(|| format!("the engine took the images, but does not have {}", image.name))?;
         if found.id.as_ref() != Some(&image.id) {
@@ -208,7 +208,7 @@ async fn load(docker: &Docker, mut file: File, place: Place, stop: &Cancellation
         }
     });
     let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
-    let docker = ladder::patient(docker);
+    let docker = engine::patient(docker);
     let mut answers = docker.import_image_stream(ImportImageOptions::default(), chunks, None);
     while let Some(answer) = answers.next().await {
         let answer = answer.context("the engine does not take the images")?;
