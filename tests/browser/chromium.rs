@@ -155,9 +155,14 @@ impl Browser {
         fs::write(file, BASE64_STANDARD.decode(data.as_str().unwrap()).unwrap()).unwrap();
     }
 
+    /// What the browser has told since the page was opened.
+    pub fn events(&self) -> &[Value] {
+        &self.events
+    }
+
     /// Addresses of all that the page asked for, itself included.
     pub fn requests(&self) -> Vec<&str> {
-        let sent = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        let sent = self.events().iter().filter(|event| event["method"] == "Network.requestWillBeSent");
         sent.map(|event| event["params"]["request"]["url"].as_str().unwrap()).collect()
     }
 
@@ -170,16 +175,18 @@ impl Browser {
             Some("Log.entryAdded") => event["params"]["entry"]["source"] != "network",
             _ => false,
         };
-        self.events.iter().filter(is_complaint).collect()
+        self.events().iter().filter(is_complaint).collect()
     }
 
-    /// The page has asked for what it may, and there was nothing to complain of.
-    pub fn assert_calm(&self, page: &str) {
+    /// The page was asked for, and from it nothing but these paths below it, and there was nothing to complain of.
+    pub fn assert_calm(&self, page: &str, paths: &[&str]) {
         assert_eq!(self.complaints(), [&Value::Null; 0]);
-        let (sample, index) = (format!("{page}sample"), format!("{page}index"));
-        let others: Vec<_> =
-            self.requests().into_iter().filter(|a| ![page, &sample, &index, "data:,"].contains(a)).collect();
-        assert_eq!(others, [""; 0]);
+        let may_ask = |address: &str| {
+            address.starts_with("data:")
+                || address.strip_prefix(page).is_some_and(|path| path.is_empty() || paths.contains(&path))
+        };
+        let requests = self.requests();
+        assert!(requests.contains(&page) && requests.iter().all(|address| may_ask(address)), "{requests:?}");
     }
 }
 

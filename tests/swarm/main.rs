@@ -72,7 +72,7 @@ fn the_page_shows_a_roll_out() {
     });
     wait_for("release 2", || (browser.script("document.title") == "timber, release 2").then_some(()));
     assert_eq!(browser.script("failed.innerText + lost.innerText"), "00", "failed and lost");
-    browser.assert_calm(PAGE);
+    browser.assert_calm(PAGE, &["sample", "index"]);
 }
 
 #[test]
@@ -123,8 +123,15 @@ fn a_swarm_shuts_the_doors_that_it_has() {
         assert_eq!(host["PidsLimit"], 32);
         assert_eq!(config["User"], "65532:65532");
     }
-    let spec: Value = serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
-    let container = &spec[0]["Spec"]["TaskTemplate"]["ContainerSpec"];
+    let service: Value = serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
+    let spec = &service[0]["Spec"];
+    // With `stop-first` nothing is lost either, but a third of the replicas is gone meanwhile.
+    for (config, at_failure) in [("UpdateConfig", "rollback"), ("RollbackConfig", "pause")] {
+        let config = &spec[config];
+        assert_eq!([&config["Order"], &config["FailureAction"]], ["start-first", at_failure], "{config}");
+        assert_eq!(config["Parallelism"], 1);
+    }
+    let container = &spec["TaskTemplate"]["ContainerSpec"];
     the_sum_holds(container["Env"].as_array().unwrap(), container["StopGracePeriod"].as_u64().unwrap());
 }
 
