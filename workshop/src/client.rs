@@ -18,8 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How exact a start is measured. An attempt that is refused costs the machine some 50 µs.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// What is measured: a container's published port on this machine.
 #[derive(Clone)]
-pub struct Target {
+pub struct Service {
     address: SocketAddr,
     path: String,
 }
@@ -34,9 +35,9 @@ pub struct Load {
     pub cpu_seconds: f64,
 }
 
-impl Target {
+impl Service {
     pub fn new(port: u16, path: &str) -> Self {
-        Target { address: (Ipv4Addr::LOCALHOST, port).into(), path: path.to_owned() }
+        Service { address: (Ipv4Addr::LOCALHOST, port).into(), path: path.to_owned() }
     }
 
     /// Asks until the answer has status 200, each time on a new connection. `seen` keeps what came last.
@@ -82,8 +83,8 @@ impl Target {
         let (begin, cpu) = (Instant::now(), cpu_seconds());
         let mut loops = JoinSet::new();
         for _ in 0..connections {
-            let target = self.clone();
-            loops.spawn(async move { target.ask_again_and_again(begin + duration).await });
+            let service = self.clone();
+            loops.spawn(async move { service.ask_again_and_again(begin + duration).await });
         }
         let mut latencies = histogram();
         let mut errors = 0;

@@ -11,17 +11,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, value_parser};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    task, time,
-};
+use tokio::{task, time};
 
 use crate::{
-    client::{Load, Target},
+    client::{Load, Service},
     contents,
     engine::{Container, Engine},
     ladder, output,
     results::{Figure, Image, Memory, Results, Settings, Size, Spread, Work},
+    signals::Signals,
     subject::Subject,
 };
 
@@ -68,17 +66,23 @@ pub struct Arguments {
 /// # Errors
 /// When nothing can be measured: no engine, no image.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
-    arguments.output.check()?;
+    let subjects = if arguments.images.is_empty() {
+        ladder::LADDER.iter().map(|rung| rung.image.parse()).collect::<Result<_>>()?
+    } else {
+        arguments.images.clone()
+    };
+    let names: Vec<_> =
+        subjects.iter().map(|subject| (subject.name.as_str(), subject.label.as_str())).collect();
+    arguments.output.check(&names)?;
     let engine = Engine::connect().await?;
     let abandoned = engine.clear_abandoned().await?;
     if abandoned > 0 {
         eprintln!("removed {abandoned} containers of a run that did not end well");
     }
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let results = tokio::select! {
-        results = measure(&engine, &arguments) => results,
-        _ = interrupt.recv() => Err(anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow!("terminated")),
+        results = measure(&engine, &arguments, subjects) => results,
+        stopped = signals.next() => Err(anyhow!(stopped)),
     };
     let cleared = engine.clear().await;
     let code = output::present(&results?, &arguments.output)?;
@@ -86,14 +90,11 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(code)
 }
 
-async fn measure(engine: &Engine, arguments: &Arguments) -> Result<Results> {
+async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>) -> Result<Results> {
     let begun = Timestamp::now();
-    let subjects = if arguments.images.is_empty() {
-        let images = ladder::build_missing(&engine.docker, &MultiProgress::new(), arguments.rebuild).await?;
-        images.into_iter().map(str::parse).collect::<Result<_>>()?
-    } else {
-        arguments.images.clone()
-    };
+    if arguments.images.is_empty() {
+        ladder::build_missing(&engine.docker, &MultiProgress::new(), arguments.rebuild).await?;
+    }
     let mut comparison = Comparison { engine, arguments, rows: Vec::new() };
     for subject in subjects {
         comparison.add(subject).await;
@@ -272,13 +273,13 @@ async fn ready(
     row: &Row,
     container: &Container,
 ) -> Result<(Instant, Timestamp)> {
-    let target = Target::new(container.port, &row.subject.path);
+    let service = Service::new(container.port, &row.subject.path);
     let mut seen = String::from("nobody listened");
     let answer = async {
         // Not earlier: an attempt before the container's network is up waits for a whole second, for TCP to try again.
         engine.start(container).await?;
         tokio::select! {
-            () = target.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
+            () = service.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
             ended = engine.ended(container) => bail!(ended?),
         }
     };
@@ -299,10 +300,10 @@ async fn work(engine: &Engine, arguments: &Arguments, row: &mut Row) -> Result<(
         ready(engine, arguments, row, &container).await?;
         time::sleep(SETTLE).await;
         let idle = engine.usage(&container).await?;
-        let target = Target::new(container.port, &row.subject.path);
-        under_load(engine, &container, target.load(arguments.connections, WARM_UP)).await?;
+        let service = Service::new(container.port, &row.subject.path);
+        under_load(engine, &container, service.load(arguments.connections, WARM_UP)).await?;
         let before = engine.usage(&container).await?;
-        let load = target.load(arguments.connections, Duration::from_secs(arguments.load.into()));
+        let load = service.load(arguments.connections, Duration::from_secs(arguments.load.into()));
         let load = under_load(engine, &container, load).await?;
         let after = engine.usage(&container).await?;
         Ok((idle, before, load, after))

@@ -63,24 +63,20 @@ pub fn path(image: &str) -> &'static str {
     if LADDER.iter().any(|rung| rung.image == image) { "/index" } else { "/" }
 }
 
-/// Sees to it that the engine has the images of the ladder, and returns their names. Builds what is missing, or all
-/// with `rebuild`, and shows its steps in `progress`.
+/// Sees to it that the engine has the images of the ladder. Builds what is missing, or all with `rebuild`, and shows its
+/// steps in `progress`.
 ///
 /// A build ends with the future, should that be dropped.
 ///
 /// # Errors
 /// The engine does not answer; a build fails: the error has the last lines that it printed.
-pub async fn build_missing(
-    docker: &Docker,
-    progress: &MultiProgress,
-    rebuild: bool,
-) -> Result<Vec<&'static str>> {
+pub async fn build_missing(docker: &Docker, progress: &MultiProgress, rebuild: bool) -> Result<()> {
     for rung in &LADDER {
         if rebuild || find(docker, rung.image).await?.is_none() {
             build(docker, progress, rung).await?;
         }
     }
-    Ok(LADDER.iter().map(|rung| rung.image).collect())
+    Ok(())
 }
 
 /// The images that the ladder's Dockerfiles build on. Sorted, each once.

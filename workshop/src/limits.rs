@@ -10,7 +10,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Limit {
     /// Name or label; none is every image.
-    pub image: Option<String>,
+    image: Option<String>,
     row: &'static Row,
     value: f64,
 }
@@ -44,8 +44,8 @@ fn can_be_limited(row: &Row) -> bool {
 }
 
 impl Limit {
-    pub fn names(&self, image: &Image) -> bool {
-        self.image.as_ref().is_none_or(|name| *name == image.name || *name == image.label)
+    fn is_for(&self, name: &str, label: &str) -> bool {
+        self.image.as_ref().is_none_or(|image| image == name || image == label)
     }
 
     /// Why the image does not keep to the limit, where it does not. A spread is held by its median; a figure that is not
@@ -68,21 +68,27 @@ impl Limit {
     }
 }
 
+/// A sentence for each limit of an image that is none of these, by name and label.
+pub fn unknown(limits: &[Limit], images: &[(&str, &str)]) -> Vec<String> {
+    let is_unknown = |limit: &&Limit| !images.iter().any(|(name, label)| limit.is_for(name, label));
+    let tell = |limit: &Limit| {
+        let (image, key) = (limit.image.as_ref()?, limit.row.key);
+        Some(format!("{image}: no image has this name or label, so {key} is limited of none"))
+    };
+    limits.iter().filter(is_unknown).filter_map(tell).collect()
+}
+
 /// A sentence for each limit that is not kept and for each image whose measuring failed.
 pub fn check(limits: &[Limit], images: &[Image]) -> Vec<String> {
     let mut failures: Vec<_> = images
         .iter()
         .filter_map(|image| image.failure.as_ref().map(|why| format!("{} failed: {why}", image.label)))
         .collect();
+    let names: Vec<_> = images.iter().map(|image| (image.name.as_str(), image.label.as_str())).collect();
+    failures.extend(unknown(limits, &names));
     for limit in limits {
-        let mut named = images.iter().filter(|image| limit.names(image)).peekable();
-        if let (None, Some(name)) = (named.peek(), &limit.image) {
-            failures.push(format!(
-                "{name}: no image has this name or label, so {} is limited of none",
-                limit.row.key
-            ));
-        }
-        failures.extend(named.filter_map(|image| limit.excess(image)));
+        let limited = images.iter().filter(|image| limit.is_for(&image.name, &image.label));
+        failures.extend(limited.filter_map(|image| limit.excess(image)));
     }
     failures
 }

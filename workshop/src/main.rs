@@ -14,6 +14,7 @@ mod output;
 mod pack;
 mod report;
 mod results;
+mod signals;
 mod slide;
 mod subject;
 mod table;

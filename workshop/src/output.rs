@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -77,17 +77,32 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// A baseline that cannot be read, a file that cannot be written, a picture without letters. What can be written and
 /// printed all the same, is.
 pub fn present(results: &Results, options: &Options) -> Result<ExitCode> {
-    emit(results, options, Some(options.output.as_deref().unwrap_or(Path::new("comparison"))))
+    emit(results, options, Some(options.directory()))
 }
 
 impl Options {
-    /// Finds before an hour's measuring what would spoil its end.
+    /// Finds before an hour's measuring what would spoil its end. The images are those that are measured, by name and
+    /// label.
     ///
     /// # Errors
     ///
-    /// A baseline that cannot be read.
-    pub fn check(&self) -> Result<()> {
-        self.read_baseline().map(drop)
+    /// A baseline that cannot be read, a directory that cannot be written to, a limit of an image that is none of these.
+    pub fn check(&self, images: &[(&str, &str)]) -> Result<()> {
+        self.read_baseline()?;
+        let directory = self.directory();
+        let parents = || directory.ancestors().skip(1).find(|parent| parent.exists());
+        let existing = if directory.exists() { directory } else { parents().unwrap_or(Path::new("")) };
+        let here = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+        tempfile::tempfile_in(here)
+            .with_context(|| format!("--output: cannot write to {}", directory.display()))?;
+        let unknown = limits::unknown(&self.fail_over, images);
+        ensure!(unknown.is_empty(), "--fail-over: {}", unknown.join("; "));
+        Ok(())
+    }
+
+    /// Of a comparison.
+    fn directory(&self) -> &Path {
+        self.output.as_deref().unwrap_or(Path::new("comparison"))
     }
 
     fn read_baseline(&self) -> Result<Option<Results>> {

@@ -221,7 +221,8 @@ async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, Image
     let progress = MultiProgress::new();
     let mut names = wanted.to_vec();
     if wanted.is_empty() {
-        names.extend(ladder::build_missing(docker, &progress, false).await?.into_iter().map(str::to_owned));
+        ladder::build_missing(docker, &progress, false).await?;
+        names.extend(ladder::LADDER.iter().map(|rung| rung.image.to_owned()));
         for base in ladder::base_images()? {
             // BuildKit, for one, keeps base images to itself.
             if engine::find(docker, &base).await?.is_none() {

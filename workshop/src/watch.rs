@@ -18,7 +18,6 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::SignedDuration;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{Mutex, Semaphore, mpsc},
     time::{self, Instant},
 };
@@ -26,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use client::{Connection, Progress, Target};
 use tally::{Connections, Event, Tally};
+
+use crate::signals::Signals;
 
 const HELP: &str = "\
 A request is good if all of an answer with status 200 came in time. Any other is lost. The summary tells them apart by \
@@ -104,14 +105,11 @@ fn duration(text: &str) -> Result<Duration> {
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let kept_rate = f64::from(arguments.kept) * arguments.kept_rate;
     ensure!(arguments.rate + kept_rate > 0.0, "nothing to ask: --rate or --kept must be above 0");
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut signalled = async || {
-        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-    };
+    let mut signals = Signals::new()?;
 
     let (events, mut ended) = mpsc::unbounded_channel();
     let at_once = usize::try_from(arguments.at_once)?;
-    let load = Arc::new(Load {
+    let open_loop = Arc::new(OpenLoop {
         target: arguments.url.clone(),
         timeout: arguments.timeout,
         begun: Instant::now(),
@@ -119,12 +117,12 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         under_way: Arc::new(Semaphore::new(at_once)),
     });
     let slots = (0..arguments.kept).map(|_| Slot::default()).collect();
-    tokio::spawn(load.clone().run(Connections::New, arguments.rate, Vec::new(), events.clone()));
-    tokio::spawn(load.clone().run(Connections::Kept, kept_rate, slots, events));
+    tokio::spawn(open_loop.clone().run(Connections::New, arguments.rate, Vec::new(), events.clone()));
+    tokio::spawn(open_loop.clone().run(Connections::Kept, kept_rate, slots, events));
 
-    let mut tally = Tally::new(load.target.to_string(), load.begun);
+    let mut tally = Tally::new(open_loop.target.to_string(), open_loop.begun);
     let view = View::new();
-    let mut refresh = time::interval_at(load.begun + view.period(), view.period());
+    let mut refresh = time::interval_at(open_loop.begun + view.period(), view.period());
     let end = time::sleep(arguments.duration.unwrap_or(Duration::MAX));
     tokio::pin!(end);
     loop {
@@ -136,12 +134,12 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
                 // Each request has a sender, and so does what sends them: all have ended.
                 None => break,
             },
-            () = &mut end, if !load.stop.is_cancelled() => load.stop.cancel(),
-            () = signalled() => {
-                ensure!(!load.stop.is_cancelled(), "a second signal ended it before the summary");
-                load.stop.cancel();
+            () = &mut end, if !open_loop.stop.is_cancelled() => open_loop.stop.cancel(),
+            _ = signals.next() => {
+                ensure!(!open_loop.stop.is_cancelled(), "a second signal ended it before the summary");
+                open_loop.stop.cancel();
             }
-            _ = refresh.tick() => view.show(&tally.status(at_once - load.under_way.available_permits())),
+            _ = refresh.tick() => view.show(&tally.status(at_once - open_loop.under_way.available_permits())),
         }
     }
     view.clear();
@@ -169,7 +167,7 @@ fn report(tally: &Tally, format: Format) -> Result<ExitCode> {
 /// A kept connection's place.
 type Slot = Arc<Mutex<Option<Connection>>>;
 
-struct Load {
+struct OpenLoop {
     target: Target,
     timeout: Duration,
     begun: Instant,
@@ -178,7 +176,7 @@ struct Load {
     under_way: Arc<Semaphore>,
 }
 
-impl Load {
+impl OpenLoop {
     /// Sends `rate` requests a second, on kept connections in turn if there are `slots`.
     async fn run(
         self: Arc<Self>,
@@ -203,14 +201,18 @@ impl Load {
                 _ = events.send(Event::Unsent { reason: "--at-once requests were under way".to_owned() });
                 continue;
             };
-            let (load, events) = (self.clone(), events.clone());
+            let (open_loop, events) = (self.clone(), events.clone());
             let slot = slots.get(n as usize % slots.len().max(1)).cloned();
             tokio::spawn(async move {
                 let mut progress = Progress::default();
                 let result = match slot.map(Mutex::try_lock_owned) {
-                    None => load.target.ask(None, load.timeout, &mut progress).await,
-                    Some(Ok(mut kept)) => load.target.ask(Some(&mut kept), load.timeout, &mut progress).await,
-                    Some(Err(_)) => load.target.ask(Some(&mut None), load.timeout, &mut progress).await,
+                    None => open_loop.target.ask(None, open_loop.timeout, &mut progress).await,
+                    Some(Ok(mut kept)) => {
+                        open_loop.target.ask(Some(&mut kept), open_loop.timeout, &mut progress).await
+                    }
+                    Some(Err(_)) => {
+                        open_loop.target.ask(Some(&mut None), open_loop.timeout, &mut progress).await
+                    }
                 };
                 let done = Instant::now();
                 _ = events.send(Event::Asked { connection, due, done, progress, result });

@@ -238,6 +238,27 @@ fn an_engine_that_is_not_running_is_told() {
 }
 
 #[test]
+fn what_would_spoil_the_end_is_told_at_the_beginning() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below = format!("{}/results", file.path().display());
+    for (arguments, said) in [
+        (["--output", &below], format!("--output: cannot write to {below}")),
+        (
+            ["--fail-over", "timber-tutorial:3/size=1MB"],
+            "timber-tutorial:3: no image has this name".to_owned(),
+        ),
+        (["--baseline", "/nowhere.json"], "--baseline".to_owned()),
+    ] {
+        let mut command = workshop(&["compare", "timber-tutorial:2"]);
+        let output =
+            command.args(arguments).env("DOCKER_HOST", "unix:///nowhere/docker.sock").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(&said), "{stderr}");
+    }
+}
+
+#[test]
 #[ignore = "needs Docker Engine"]
 fn an_interrupted_run_leaves_nothing() {
     let _engine = engine();

@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use crate::signals::Signals;
 
 /// What goes through it moves a bar, and fails once the token is cancelled.
 pub struct Meter<T> {
@@ -79,19 +80,16 @@ impl<W: Write> Write for Summed<W> {
     }
 }
 
-/// Cancelled by Ctrl-C and by SIGTERM. From here on neither ends the process by itself.
+/// Cancelled by the first signal that means stop.
 ///
 /// # Errors
 /// The process cannot have handlers of signals.
 pub fn stop_on_signal() -> Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.next().await;
         cancel.cancel();
     });
     Ok(stop)

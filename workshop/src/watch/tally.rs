@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::client::{Answerer, Cause, Loss, Progress};
+use crate::table::clean;
 
 /// A request that has ended, or one that was due and could not be sent.
 pub enum Event {
@@ -265,9 +266,9 @@ impl Tally {
     pub fn status(&self, under_way: usize) -> String {
         let now = self.seconds_at(Instant::now());
         let recent = self.answers.iter().filter(|(_, row)| row.last_seconds > now - 1.0);
-        let mut releases: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut releases: BTreeMap<String, u32> = BTreeMap::new();
         for (answerer, _) in recent {
-            *releases.entry(answerer.release.as_deref().unwrap_or("unknown")).or_default() += 1;
+            *releases.entry(or_unknown(answerer.release.as_deref())).or_default() += 1;
         }
         let releases: Vec<_> =
             releases.iter().map(|(release, hosts)| format!("{release} on {hosts}")).collect();
@@ -293,10 +294,14 @@ fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
+fn or_unknown(name: Option<&str>) -> String {
+    name.map_or("unknown".to_owned(), clean)
+}
+
 impl fmt::Display for Answerer {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let or_unknown = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
-        write!(f, "release {} on host {}", or_unknown(&self.release), or_unknown(&self.host))
+        let [release, host] = [&self.release, &self.host].map(|name| or_unknown(name.as_deref()));
+        write!(f, "release {release} on host {host}")
     }
 }
 
