@@ -4,30 +4,7 @@
 use std::{net::Ipv6Addr, time::Duration};
 
 /// The text of `timber --help`. What stands in it as a flag with a variable is a setting, and all of them are here.
-pub const HELP: &str = "\
-Usage: timber [OPTIONS]                    serve
-       timber healthcheck [OPTIONS] [URL]  probe a running service: exit 0 when healthy, else 1
-
-Options, each with its variable and default; a flag beats its variable. TIME is 5, 5s or 500ms.
-
-  -b, --bind HOST:PORT     TIMBER_BIND              where to listen; without HOST on all interfaces [:8000]
-                           PORT                     port where --bind names none [8000]
-  --workers N              TIMBER_WORKERS           threads that serve [the CPUs that it may use]
-  --drain-delay TIME       TIMBER_DRAIN_DELAY       on a stop, serve on for this long, not ready [0s]
-  --drain-deadline TIME    TIMBER_DRAIN_DEADLINE    then cut what is still busy after this long [8s]
-  --idle-timeout TIME      TIMBER_IDLE_TIMEOUT      close a kept connection without a request [75s]
-  --header-timeout TIME    TIMBER_HEADER_TIMEOUT    refuse a request whose head takes longer [10s]
-  --write-timeout TIME     TIMBER_WRITE_TIMEOUT     close a connection whose client does not take the answer [30s]
-  --max-connections N      TIMBER_MAX_CONNECTIONS   connections open at once, if files and memory allow; more wait [10000]
-  --access-log WHICH       TIMBER_ACCESS_LOG        requests to log: off, on (all but probes) or all [on]
-  --no-access-log                                   the same as --access-log off
-  --log-format FORMAT      TIMBER_LOG_FORMAT        text or json [text]
-  --release LABEL          TIMBER_RELEASE           release that /version and the page show [dev]
-  -h, --help
-  -V, --version
-
-Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections or was cut short by a second\nsignal; 2 bad configuration.
-";
+pub const HELP: &str = include_str!("help.txt");
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
