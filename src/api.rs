@@ -288,26 +288,7 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Answer {
     let tls = client.is_loopback() && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
     let example = quote(&format!("{scheme}://{host}/index"));
-    let body = format!(
-        r#"{{
-    "404": "The API call you tried to make was not defined. Here's a definition of the API to help you get going :)",
-    "documentation": {{
-        "handlers": {{
-            "/index": {{
-                "GET": {{
-                    "examples": [
-                        {example}
-                    ],
-                    "outputs": {{
-                        "format": "JSON (Javascript Serialized Object Notation)",
-                        "content_type": "application/json; charset=utf-8"
-                    }}
-                }}
-            }}
-        }}
-    }}
-}}"#
-    );
+    let body = include_str!("not-found.json").trim_end().replace(r#""{{example}}""#, &example);
     Answer { status: StatusCode::NOT_FOUND, headers: &UNDEFINED_HEADERS, body: body.into() }
 }
 
