@@ -34,8 +34,11 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+type Header = (HeaderName, HeaderValue);
 /// The type of the content comes first.
-pub type Headers = &'static [(HeaderName, HeaderValue)];
+pub type Headers = &'static [Header];
+
+type Handler = fn(&App) -> Result<Bytes, Failure>;
 
 /// An endpoint. What it answers to GET is all that differs: HEAD, OPTIONS and the refusal of other methods
 /// follow from that.
@@ -45,7 +48,7 @@ pub struct Route {
     pub is_probe: bool,
     headers: Headers,
     summary: &'static str,
-    answer: fn(&App) -> Result<Bytes, Failure>,
+    answer: Handler,
     /// For `/openapi.json`: what it can answer besides 200.
     failure: Option<Failure>,
 }
@@ -55,9 +58,9 @@ pub struct Route {
 pub struct Failure(pub StatusCode, pub &'static str);
 
 const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
-static JSON: [(HeaderName, HeaderValue); 1] = [(header::CONTENT_TYPE, JSON_TYPE)];
+static JSON: [Header; 1] = [(header::CONTENT_TYPE, JSON_TYPE)];
 /// Closed after each, so that whatever balances connections chooses anew for the next.
-static SAMPLE: [(HeaderName, HeaderValue); 3] = [
+static SAMPLE: [Header; 3] = [
     (header::CONTENT_TYPE, JSON_TYPE),
     (header::CONNECTION, HeaderValue::from_static("close")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -68,7 +71,7 @@ const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-TVhWa6uZS2lz7dwCIQFqigS4S97DYjnciaWCYX5ftU4='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
-static HTML: [(HeaderName, HeaderValue); 8] = [
+static HTML: [Header; 8] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (header::VARY, HeaderValue::from_static("accept")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -81,12 +84,12 @@ static HTML: [(HeaderName, HeaderValue); 8] = [
         HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
     ),
 ];
-static PROMETHEUS: [(HeaderName, HeaderValue); 1] =
+static PROMETHEUS: [Header; 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))];
-static ALLOWED: [(HeaderName, HeaderValue); 2] =
+static ALLOWED: [Header; 2] =
     [(header::CONTENT_TYPE, JSON_TYPE), (header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"))];
 /// What is at `/` depends on who asks: a cache must not give one's answer to the other.
-static UNDEFINED_HEADERS: [(HeaderName, HeaderValue); 3] = [
+static UNDEFINED_HEADERS: [Header; 3] = [
     (header::CONTENT_TYPE, JSON_TYPE),
     (header::LINK, HeaderValue::from_static(r#"</openapi.json>; rel="service-desc""#)),
     (header::VARY, HeaderValue::from_static("accept")),
@@ -96,48 +99,32 @@ const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting dow
 const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
 
 pub static ROUTES: [Route; 8] = [
-    Route::get("/index", &JSON, "How timber is", |_| {
-        Ok(Bytes::from_static(br#"{"timber": "so delicious"}"#))
-    }),
-    Route::get("/healthz", &JSON, "Liveness: the process works", |_| {
-        Ok(Bytes::from_static(br#"{"status": "ok"}"#))
+    Route::get("/index", &JSON, "How timber is", |_| Ok(r#"{"timber": "so delicious"}"#.into())),
+    Route::probe("/healthz", &JSON, "Liveness: the process works", |_| Ok(r#"{"status": "ok"}"#.into())),
+    Route::probe("/readyz", &JSON, "Readiness: send traffic", |app| {
+        if app.draining.load(Relaxed) { Err(DRAINING) } else { Ok(r#"{"status": "ready"}"#.into()) }
     })
-    .probe(),
-    Route::get("/readyz", &JSON, "Readiness: send traffic", |app| {
-        if app.draining.load(Relaxed) {
-            Err(DRAINING)
-        } else {
-            Ok(Bytes::from_static(br#"{"status": "ready"}"#))
-        }
-    })
-    .documents(DRAINING)
-    .probe(),
+    .documents(DRAINING),
     Route::get("/version", &JSON, "What is running, and where", |app| Ok(version(app).into())),
-    Route::get("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
+    Route::probe("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
         Ok(version(app).into())
-    })
-    .probe(),
-    Route::get("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
+    }),
+    Route::probe("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())),
     Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
     Route::get("/", &HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
 ];
 
 impl Route {
-    const fn get(
-        path: &'static str,
-        headers: Headers,
-        summary: &'static str,
-        answer: fn(&App) -> Result<Bytes, Failure>,
-    ) -> Self {
+    const fn get(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
         Route { path, is_probe: false, headers, summary, answer, failure: None }
+    }
+
+    const fn probe(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
+        Route { is_probe: true, ..Route::get(path, headers, summary, answer) }
     }
 
     const fn documents(self, failure: Failure) -> Self {
         Route { failure: Some(failure), ..self }
-    }
-
-    const fn probe(self) -> Self {
-        Route { is_probe: true, ..self }
     }
 }
 
