@@ -57,13 +57,17 @@ pub struct Route {
 #[derive(Clone, Copy)]
 pub struct Failure(pub StatusCode, pub &'static str);
 
-const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
-static JSON: [Header; 1] = [(header::CONTENT_TYPE, JSON_TYPE)];
+const fn field(name: HeaderName, value: &'static str) -> Header {
+    (name, HeaderValue::from_static(value))
+}
+
+const JSON_TYPE: &str = "application/json; charset=utf-8";
+static JSON: [Header; 1] = [field(header::CONTENT_TYPE, JSON_TYPE)];
 /// Closed after each, so that whatever balances connections chooses anew for the next.
 static SAMPLE: [Header; 3] = [
-    (header::CONTENT_TYPE, JSON_TYPE),
-    (header::CONNECTION, HeaderValue::from_static("close")),
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    field(header::CONTENT_TYPE, JSON_TYPE),
+    field(header::CONNECTION, "close"),
+    field(header::CACHE_CONTROL, "no-store"),
 ];
 /// The page runs the script and the style that it came with, asks the host that it came from, and nothing else.
 const POLICY: &str = "default-src 'none'; \
@@ -72,27 +76,23 @@ const POLICY: &str = "default-src 'none'; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 static HTML: [Header; 8] = [
-    (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-    (header::VARY, HeaderValue::from_static("accept")),
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
-    (
-        HeaderName::from_static("permissions-policy"),
-        HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
-    ),
+    field(header::CONTENT_TYPE, "text/html; charset=utf-8"),
+    field(header::VARY, "accept"),
+    field(header::CACHE_CONTROL, "no-store"),
+    field(header::CONTENT_SECURITY_POLICY, POLICY),
+    field(header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    field(header::REFERRER_POLICY, "no-referrer"),
+    field(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    field(HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
 ];
-static PROMETHEUS: [Header; 1] =
-    [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))];
+static PROMETHEUS: [Header; 1] = [field(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
 static ALLOWED: [Header; 2] =
-    [(header::CONTENT_TYPE, JSON_TYPE), (header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"))];
+    [field(header::CONTENT_TYPE, JSON_TYPE), field(header::ALLOW, "GET, HEAD, OPTIONS")];
 /// What is at `/` depends on who asks: a cache must not give one's answer to the other.
 static UNDEFINED_HEADERS: [Header; 3] = [
-    (header::CONTENT_TYPE, JSON_TYPE),
-    (header::LINK, HeaderValue::from_static(r#"</openapi.json>; rel="service-desc""#)),
-    (header::VARY, HeaderValue::from_static("accept")),
+    field(header::CONTENT_TYPE, JSON_TYPE),
+    field(header::LINK, r#"</openapi.json>; rel="service-desc""#),
+    field(header::VARY, "accept"),
 ];
 
 const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
