@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{borrow::Cow, iter, time::Instant};
+use std::{borrow::Cow, iter, process, time::Instant};
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version, body::Bytes, http::request::Parts};
@@ -14,9 +14,6 @@ use crate::{host, metrics::Metrics};
 /// What the answers depend on besides the request: who is answering, and whether it is about to stop.
 pub struct App {
     pub release: String,
-    pub pid: u32,
-    /// Of the file that runs, which on an empty image is all there is; none where the system does not tell.
-    pub binary_bytes: Option<u64>,
     /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
     pub port: u16,
     pub started: Instant,
@@ -289,9 +286,9 @@ fn version(app: &App) -> String {
         ("libc", quote(LIBC)),
         ("target", quote(TARGET)),
         ("hostname", quote(&host::name())),
-        ("pid", app.pid.to_string()),
+        ("pid", process::id().to_string()),
         ("started", quote(&format!("{}T{}Z", started.date, started.time))),
-        ("binary_bytes", app.binary_bytes.map_or("null".to_owned(), |bytes| bytes.to_string())),
+        ("binary_bytes", host::binary_bytes().map_or("null".to_owned(), |bytes| bytes.to_string())),
         ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
     ];
     format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))
@@ -306,13 +303,13 @@ fn metrics(app: &App) -> String {
 fn page(app: &App) -> String {
     let row = |route: &Route| format!("<tr><td><a href=\"{0}\">{0}</a><td>{1}\n", route.path, route.summary);
     let binary =
-        app.binary_bytes.map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
+        host::binary_bytes().map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
     include_str!("page.html")
         .replace("{{version}}", VERSION)
         .replace("{{libc}}", LIBC)
         .replace("{{binary}}", &binary)
         .replace("{{host}}", &html(&host::name()))
-        .replace("{{pid}}", &app.pid.to_string())
+        .replace("{{pid}}", &process::id().to_string())
         .replace("{{uptime}}", &app.started.elapsed().as_secs().to_string())
         .replace("{{api}}", &ROUTES.iter().map(row).collect::<String>())
         .replace("{{release}}", &html(&app.release)) // last: nothing is filled in within a label

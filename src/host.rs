@@ -87,7 +87,7 @@ pub fn name() -> String {
     read(Path::new("/proc/sys/kernel/hostname")).map_or("unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-/// Size of the file that this process runs.
+/// Size of the file that this process runs, which on an empty image is all there is.
 pub fn binary_bytes() -> Option<u64> {
     fs::metadata("/proc/self/exe").ok().map(|file| file.len())
 }

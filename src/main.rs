@@ -107,8 +107,6 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     }
     let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
-        pid,
-        binary_bytes: host::binary_bytes(),
         port: address.port(),
         started,
         started_at: log::epoch_seconds(),
