@@ -171,8 +171,8 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(port)
 }
 
-/// The host of an IPv6 address stands in brackets or, without a port, bare.
-fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
+/// The host and the port of what may be either or both. An IPv6 address stands in brackets or, without a port, bare.
+pub fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
     if value.parse::<Ipv6Addr>().is_ok() {
         return Some((Some(value.to_owned()), None));
     }
