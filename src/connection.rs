@@ -49,7 +49,7 @@ pub async fn serve(
         drop(busy);
         (stream, until) = parked;
         let timer = pin!(server.sleep_until(until));
-        if !is_first(poll_fn(|context| stream.poll_read_ready(context)), timer).await {
+        if !is_first(poll_fn(|cx| stream.poll_read_ready(cx)), timer).await {
             return;
         }
         busy = server.busy.subscribe();
@@ -138,10 +138,10 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
 async fn linger(mut stream: TcpStream, limit: Sleep) {
     let mut waste = [0; 4096];
     let rest = async {
-        _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
-        let mut read = |context: &mut Context| {
+        _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
+        let mut read = |cx: &mut Context| {
             let mut buffer = ReadBuf::new(&mut waste);
-            Pin::new(&mut stream).poll_read(context, &mut buffer).map_ok(|()| buffer.filled().len())
+            Pin::new(&mut stream).poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
         };
         while poll_fn(&mut read).await.is_ok_and(|length| length > 0) {}
     };
@@ -245,7 +245,7 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// To be called where hyper would have to wait for the socket. What is ready instead of that is what the socket
     /// ends with: an error when the client does not take its answer, and no bytes when it has none to take.
-    fn look(&mut self, context: &mut Context) -> Poll<io::Result<()>> {
+    fn look(&mut self, cx: &mut Context) -> Poll<io::Result<()>> {
         let server = self.activity.server;
         let is_due = self.timer.is_elapsed();
         if is_due {
@@ -253,8 +253,8 @@ impl Watch<'_> {
         }
         // Polled once, they wake the task: to poll them at every request would cost.
         if is_due || !self.is_registered {
-            _ = self.timer.as_mut().poll(context);
-            _ = self.close.as_mut().poll(context);
+            _ = self.timer.as_mut().poll(cx);
+            _ = self.close.as_mut().poll(cx);
             self.is_registered = true;
         }
         let is_told = server.closing.load(Relaxed) && !self.is_closing;
@@ -289,29 +289,25 @@ struct Watched<'a, 'b> {
 }
 
 impl AsyncRead for Watched<'_, '_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context,
-        buffer: &mut ReadBuf,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context, buffer: &mut ReadBuf) -> Poll<io::Result<()>> {
         if !self.unread.is_empty() {
             let length = self.unread.len().min(buffer.remaining());
             buffer.put_slice(&self.unread.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_pending() { self.watch.look(context) } else { read }
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_pending() { self.watch.look(cx) } else { read }
     }
 }
 
 impl AsyncWrite for Watched<'_, '_> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if !self.watch.activity.is_answering() {
             return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
         }
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         // With an answer under way, only an error can come of it.
-        if written.is_pending() { self.watch.look(context).map_ok(|()| 0) } else { written }
+        if written.is_pending() { self.watch.look(cx).map_ok(|()| 0) } else { written }
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.

@@ -159,9 +159,9 @@ fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
 
 /// The name of the next of these signals.
 async fn next(signals: &mut [(&'static str, Signal)]) -> &'static str {
-    poll_fn(|context| {
+    poll_fn(|cx| {
         let mut signals = signals.iter_mut();
-        let caught = signals.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
+        let caught = signals.find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
         caught.map_or(Poll::Pending, Poll::Ready)
     })
     .await

@@ -127,17 +127,13 @@ impl Server {
     ///
     /// # Errors
     /// When the listener cannot be shared.
-    pub fn start(
-        &'static self,
-        listener: &StdListener,
-        workers: impl FnOnce() -> usize,
-    ) -> io::Result<usize> {
+    pub fn start(&'static self, listener: &StdListener, count: impl FnOnce() -> usize) -> io::Result<usize> {
         let accept = || listener.try_clone().map(|listener| self.accept(listener, self.stopped.subscribe()));
         if !self.start_worker(1, accept()?) {
             tokio::spawn(accept()?);
             return Ok(1);
         }
-        let workers = workers();
+        let workers = count();
         for number in 2..=workers {
             if !self.start_worker(number, accept()?) {
                 return Ok(number - 1);
@@ -251,9 +247,9 @@ impl Server {
 /// Waits for whichever comes first; true if that is `a`.
 pub async fn is_first<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> bool {
     let (mut a, mut b) = (pin!(a), pin!(b));
-    poll_fn(|context| match a.as_mut().poll(context) {
+    poll_fn(|cx| match a.as_mut().poll(cx) {
         Poll::Ready(_) => Poll::Ready(true),
-        Poll::Pending => b.as_mut().poll(context).map(|_| false),
+        Poll::Pending => b.as_mut().poll(cx).map(|_| false),
     })
     .await
 }
