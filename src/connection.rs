@@ -65,9 +65,9 @@ async fn talk(
     until: Instant,
 ) -> Option<(TcpStream, Instant)> {
     let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
-    let (client_name, requests, unanswered, is_last) =
-        (client.to_string(), AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-    let activity = &Activity { server, client, client_name, requests, unanswered, is_last };
+    let (requests, unanswered, is_last) = Default::default();
+    let activity =
+        &Activity { server, client, client_name: client.to_string(), requests, unanswered, is_last };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
     let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
     let (is_registered, is_closing, is_quiet, requests, since) = (false, false, false, 0, Instant::now());
@@ -79,7 +79,7 @@ async fn talk(
 
     let (mut unread, mut refusal) = (Bytes::new(), None);
     loop {
-        let answer = |request| future::ready(Ok::<_, Infallible>(exchange(activity, refusal, request)));
+        let answer = |request| future::ready(Ok::<_, Infallible>(activity.exchange(refusal, request)));
         let io = TokioIo::new(Watched { stream, unread, watch: &mut watch });
         let mut hyper = http.serve_connection(io, service_fn(answer));
         let end = (&mut hyper).await;
@@ -148,44 +148,6 @@ async fn linger(mut stream: TcpStream, limit: Sleep) {
     is_first(rest, limit).await;
 }
 
-/// Answers one request, counts it and logs it.
-fn exchange(
-    activity: &Activity,
-    refusal: Option<Failure>,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
-    let (server, started) = (activity.server, std::time::Instant::now());
-    activity.begin();
-    let (mut head, body) = request.into_parts();
-    let (route, answer) = match refusal {
-        Some(failure) => (None, failure.into()),
-        None => api::answer(server.app, &head, activity.client),
-    };
-    // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its end
-    // would have to be found.
-    let has_body = !body.is_end_stream();
-    if has_body || refusal.is_some() {
-        activity.is_last.store(true, Relaxed);
-    }
-    if refusal.is_none() {
-        let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
-        server.log.access(&activity.client_name, &head, &answer, is_probe);
-    }
-    // The map of the request is memory enough for the answer's.
-    head.headers.clear();
-    for (name, value) in answer.headers {
-        head.headers.insert(name, value.clone());
-    }
-    if has_body || server.app.draining.load(Relaxed) {
-        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    let mut response = Response::new(Full::new(answer.body));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = head.headers;
-    server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
-    response
-}
-
 /// What passes through a connection's socket and service. One thread uses it; these are atomic because a task has
 /// to be `Send`.
 struct Activity {
@@ -201,6 +163,40 @@ struct Activity {
 }
 
 impl Activity {
+    /// Answers one request, counts it and logs it.
+    fn exchange(&self, refusal: Option<Failure>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (server, started) = (self.server, std::time::Instant::now());
+        self.begin();
+        let (mut head, body) = request.into_parts();
+        let (route, answer) = match refusal {
+            Some(failure) => (None, failure.into()),
+            None => api::answer(server.app, &head, self.client),
+        };
+        // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its
+        // end would have to be found.
+        let has_body = !body.is_end_stream();
+        if has_body || refusal.is_some() {
+            self.is_last.store(true, Relaxed);
+        }
+        if refusal.is_none() {
+            let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
+            server.log.access(&self.client_name, &head, &answer, is_probe);
+        }
+        // The map of the request is memory enough for the answer's.
+        head.headers.clear();
+        for (name, value) in answer.headers {
+            head.headers.insert(name, value.clone());
+        }
+        if has_body || server.app.draining.load(Relaxed) {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut response = Response::new(Full::new(answer.body));
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = head.headers;
+        server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
+        response
+    }
+
     fn begin(&self) {
         self.requests.fetch_add(1, Relaxed);
         self.unanswered.fetch_add(1, Relaxed);
