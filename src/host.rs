@@ -50,9 +50,8 @@ impl Facts {
     /// Threads to serve with: the CPUs that the container may use. Where the number of processes is limited no
     /// more than a quarter of it, for threads count as processes, and a probe needs some to start.
     pub fn workers(&self) -> usize {
-        let cpus = thread::available_parallelism().map_or(1, Into::into);
         let most = self.processes.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX);
-        cpus.min(most.max(1))
+        cpus().min(most.max(1))
     }
 
     /// Connections that fit into the container's memory when each has sent all but the end of a long head; none where
@@ -67,14 +66,19 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
-        let user = or(self.user.map(|user| user.to_string()), "unknown");
-        let root = self.read_only_root.map(|ro| if ro { "read-only" } else { "writable" }.to_owned());
+        let user = self.user.map_or("unknown".to_owned(), |user| user.to_string());
+        let root = self.read_only_root.map_or("unknown", |ro| if ro { "read-only" } else { "writable" });
         let memory = self.memory_limit.map(|bytes| format!("memory limit {} kiB", bytes / 1024));
+        let memory = memory.as_deref().unwrap_or("no memory limit seen");
         let cpu = self.cpu_limit.map(|cpu| format!("CPU limit {}.{:03}", cpu / 1000, cpu % 1000));
-        let (root, memory) = (or(root, "unknown"), or(memory, "no memory limit seen"));
-        write!(f, "User {user}, root file system {root}, {memory}, {}", or(cpu, "no CPU limit seen"))
+        let cpu = cpu.as_deref().unwrap_or("no CPU limit seen");
+        write!(f, "User {user}, root file system {root}, {memory}, {cpu}")
     }
+}
+
+/// The CPUs that the process may use.
+pub fn cpus() -> usize {
+    thread::available_parallelism().map_or(1, Into::into)
 }
 
 /// Soft limit of open file descriptors.

@@ -1,11 +1,10 @@
 //! The process edge: arguments, variables, signals and the exit code. Nothing else touches the process.
 
+use std::io::{self, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use std::{
-    cell::LazyCell, env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll, thread,
-};
+use std::{cell::LazyCell, env, ffi::OsString, future::poll_fn, panic, path::Path, task::Poll};
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -76,19 +75,8 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
 /// Why it cannot start, in one line.
 async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, String> {
     let (started, pid) = (Instant::now(), process::id());
-    // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener. How many
-    // workers there will be is asked, which takes a while, only where it matters.
-    let own = |workers: usize| 16 + 4 * workers;
     let most = config.max_connections;
-    if let Some(files) = files.filter(|files| *files < most + own(config.workers.unwrap_or(256))) {
-        let cpus = || thread::available_parallelism().map_or(1, Into::into);
-        let own = own(config.workers.unwrap_or_else(cpus));
-        if files <= own {
-            let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
-            return Err(format!("cannot start: {limit}"));
-        }
-        config.max_connections = most.min(files - own);
-    }
+    config.max_connections = server::room(&config, files.unwrap_or(usize::MAX))?;
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = catch_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;

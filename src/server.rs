@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until, timeout_at};
 
-use crate::{api::App, config::Config, connection, log::Log};
+use crate::{api::App, config::Config, connection, host, log::Log};
 
 /// Handshakes that may wait to be accepted; the kernel caps it at `net.core.somaxconn`, 4096 by default.
 const BACKLOG: u32 = 4096;
@@ -80,6 +80,26 @@ pub fn listen(config: &Config) -> Result<StdListener, String> {
         };
         format!("cannot listen at {at}: {error}{hint}")
     })
+}
+
+/// Connections that may be open at once: as many as `config` says, or fewer where no more than `files` may be open.
+///
+/// # Errors
+/// When there is no room for any, in one line.
+pub fn room(config: &Config, files: usize) -> Result<usize, String> {
+    // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener.
+    let own = |workers: usize| 16 + 4 * workers;
+    let most = config.max_connections;
+    // How many workers there will be is asked, which takes a while, only where it matters.
+    if files >= most + own(config.workers.unwrap_or(256)) {
+        return Ok(most);
+    }
+    let own = own(config.workers.unwrap_or_else(host::cpus));
+    if files <= own {
+        let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
+        return Err(format!("cannot start: {limit}"));
+    }
+    Ok(most.min(files - own))
 }
 
 /// The one name that is known is localhost. To resolve others would take musl's resolver into the image.
