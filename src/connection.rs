@@ -14,7 +14,7 @@ use hyper::{Request, Response, StatusCode, server::conn::http1, service::service
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
-use tokio::{net::TcpStream, sync::futures::Notified, sync::watch};
+use tokio::{net::TcpStream, sync::futures::Notified, sync::watch::Receiver};
 
 use crate::server::{Server, is_first};
 use crate::{api, api::Failure, config::Config};
@@ -35,12 +35,7 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer, and none of hyper's buffers.
-pub async fn serve(
-    server: &'static Server,
-    mut stream: TcpStream,
-    client: IpAddr,
-    mut busy: watch::Receiver<()>,
-) {
+pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Receiver<()>) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
@@ -118,16 +113,14 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
     if let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] = version
         && !matches!((major, minor), (b'1', b'0' | b'1'))
     {
-        let reason = "This server speaks HTTP/1.1 and HTTP/1.0";
-        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason);
+        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.1 and HTTP/1.0");
     }
     let more_lines = lines.count();
     // hyper also calls a Content-Length too large that is near the end of 64 bits.
     if !error.is_parse_too_large() || unread.len() < MAX_HEAD && more_lines <= 100 {
         Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
     } else if more_lines > 0 {
-        let reason = "The head takes more than 16 KiB or 100 fields";
-        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The head takes more than 16 KiB or 100 fields")
     } else {
         Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
     }

@@ -53,9 +53,8 @@ pub struct Server {
 /// # Errors
 /// Why it cannot be had, in one line.
 pub fn listen(config: &Config) -> Result<StdListener, String> {
-    let host = config.host.as_deref();
-    let ip = address(host.unwrap_or("::")).ok_or_else(|| {
-        let host = host.unwrap_or_default();
+    let host = config.host.as_deref().unwrap_or("::");
+    let ip = address(host).ok_or_else(|| {
         format!("cannot listen at {host:?}: expected an IPv4 or IPv6 address, or localhost")
     })?;
     let mut at = SocketAddr::new(ip, config.port());
@@ -63,7 +62,7 @@ pub fn listen(config: &Config) -> Result<StdListener, String> {
     let is_off = |error: &io::Error| {
         error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
     };
-    if host.is_none() && bound.as_ref().is_err_and(is_off) {
+    if config.host.is_none() && bound.as_ref().is_err_and(is_off) {
         at.set_ip(Ipv4Addr::UNSPECIFIED.into());
         bound = bind(at);
     }
