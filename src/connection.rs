@@ -94,7 +94,7 @@ async fn talk(
             Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => explain(&error, &unread),
             _ => break,
         };
-        server.log.info(format_args!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
+        server.log.info(&format!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
         (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
     // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.

@@ -84,14 +84,12 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
 
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(api::ROUTES.iter().map(|route| route.path))));
     let log: &Log = Box::leak(Box::new(Log::new(&config, metrics)));
-    panic::set_hook(Box::new(move |panic| log.error(format_args!("{panic}"))));
-    log.info(format_args!("Starting timber {}", api::VERSION));
+    panic::set_hook(Box::new(move |panic| log.error(&panic.to_string())));
+    log.info(&format!("Starting timber {}", api::VERSION));
     let room = config.max_connections;
     if room < most {
         // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-        log.warning(format_args!(
-            "Serving {room} connections at once, not {most}: it may open no more files"
-        ));
+        log.warning(&format!("Serving {room} connections at once, not {most}: it may open no more files"));
     }
     let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
@@ -110,24 +108,22 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
-    log.info(format_args!("Listening at: http://{address} ({pid})"));
-    log.info(format_args!("Using workers: {workers}"));
-    log.info(format_args!("{}", *facts));
+    log.info(&format!("Listening at: http://{address} ({pid})"));
+    log.info(&format!("Using workers: {workers}"));
+    log.info(&facts.to_string());
     if let Some(room) = facts.connections().filter(|room| server.limit(*room)) {
-        log.warning(format_args!(
-            "Serving {room} connections at once: more could take more memory than it may"
-        ));
+        log.warning(&format!("Serving {room} connections at once: more could take more memory than it may"));
     }
-    log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
+    log.info(&format!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = next(&mut signals).await;
     app.draining.store(true, Relaxed);
-    log.info(format_args!("Handling signal: {signal}"));
+    log.info(&format!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
     let is_drained = is_first(server.drain(listener), next(&mut signals)).await;
     let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.receiver_count());
     let how = if is_drained { "" } else { ", at a second signal" };
-    log.info(format_args!(
+    log.info(&format!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
     ));
     log.flush(FLUSH);

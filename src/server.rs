@@ -168,11 +168,11 @@ impl Server {
                 accept.await;
                 pending::<()>().await; // connections still run here; the thread ends with the process
             }),
-            Err(error) => self.log.error(format_args!("Worker {number} cannot run: {error}")),
+            Err(error) => self.log.error(&format!("Worker {number} cannot run: {error}")),
         };
         let started = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
         if let Err(error) = &started {
-            self.log.warning(format_args!("Worker {number} cannot start: {error}"));
+            self.log.warning(&format!("Worker {number} cannot start: {error}"));
         }
         started.is_ok()
     }
@@ -191,7 +191,7 @@ impl Server {
     async fn accept(&'static self, listener: StdListener, mut stopped: watch::Receiver<bool>) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
-            Err(error) => return self.log.error(format_args!("Cannot accept connections: {error}")),
+            Err(error) => return self.log.error(&format!("Cannot accept connections: {error}")),
         };
         let accept = async {
             while let Ok(permit) = self.permits.acquire().await {
@@ -202,7 +202,7 @@ impl Server {
                     }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
-                        self.log.error(format_args!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
+                        self.log.error(&format!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
                         self.sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                 }
@@ -243,7 +243,7 @@ impl Server {
                 Ok(connection) => queue.push(connection),
                 Err(error) if is_about_one_client(&error) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => break self.log.error(format_args!("Cannot accept what is waiting: {error}")),
+                Err(error) => break self.log.error(&format!("Cannot accept what is waiting: {error}")),
             }
         }
         drop(listener);
