@@ -1,11 +1,10 @@
 //! One connection: hyper at work on it, its deadlines, and each exchange. The only file that names hyper's
 //! connection types.
 
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::{
-    convert::Infallible, future, future::poll_fn, io, io::ErrorKind, mem, net::IpAddr, pin::Pin, pin::pin,
-};
+use std::{convert::Infallible, future, future::poll_fn, io, io::ErrorKind, mem, net::IpAddr};
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
@@ -14,7 +13,7 @@ use hyper::{Request, Response, StatusCode, server::conn::http1, service::service
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
-use tokio::{net::TcpStream, sync::futures::Notified, sync::watch::Receiver};
+use tokio::{net::TcpStream, sync::watch::Receiver};
 
 use crate::server::{Server, is_first};
 use crate::{api, api::Failure, config::Config};
@@ -55,7 +54,7 @@ pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAdd
 /// and until when a request has to begin. That is put off by requests alone; before the first it is `until`.
 async fn talk(
     server: &'static Server,
-    mut stream: TcpStream,
+    stream: TcpStream,
     client: IpAddr,
     until: Instant,
 ) -> Option<(TcpStream, Instant)> {
@@ -64,39 +63,44 @@ async fn talk(
     let activity =
         &Activity { server, client, client_name: client.to_string(), requests, unanswered, is_last };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
-    let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
-    let (is_registered, is_closing, is_quiet, requests, since) = (false, false, false, 0, Instant::now());
-    let mut watch =
-        Watch { activity, tick, timer, close, is_registered, is_closing, is_quiet, requests, since };
+    let mut timer = pin!(server.sleep_until(Instant::now() + tick));
+    let mut close = pin!(server.close.notified());
+    // Polled once, they wake the task: to poll them at every request would cost.
+    _ = poll_fn(|cx| Poll::Ready((timer.as_mut().poll(cx), close.as_mut().poll(cx)))).await;
+    let (unread, is_closing, is_quiet, requests, since) = (Bytes::new(), false, false, 0, Instant::now());
+    let mut socket = Socket { stream, unread, activity, tick, timer, is_closing, is_quiet, requests, since };
     let mut http = http1::Builder::new();
-    // hyper's own timer would be set anew for each request; the deadlines of `Watch` cost next to nothing.
+    // hyper's own timer would be set anew for each request; the deadlines of `Socket` cost next to nothing.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
 
-    let (mut unread, mut refusal) = (Bytes::new(), None);
+    let mut refusal = None;
     loop {
         let answer = |request| future::ready(Ok::<_, Infallible>(activity.exchange(refusal, request)));
-        let io = TokioIo::new(Watched { stream, unread, watch: &mut watch });
-        let mut hyper = http.serve_connection(io, service_fn(answer));
+        let mut hyper = http.serve_connection(TokioIo::new(socket), service_fn(answer));
         let end = (&mut hyper).await;
         let parts = hyper.into_parts();
-        (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
+        socket = parts.io.into_inner();
+        socket.unread = parts.read_buf;
         let failure = match end {
-            _ if mem::take(&mut watch.is_quiet) => {
-                if unread.is_empty() {
-                    let until = if watch.requests > 0 { watch.since + idle_timeout } else { until };
-                    return (!watch.is_closing).then_some((stream, until));
+            _ if mem::take(&mut socket.is_quiet) => {
+                if socket.unread.is_empty() {
+                    let until = if socket.requests > 0 { socket.since + idle_timeout } else { until };
+                    return (!socket.is_closing).then_some((socket.stream, until));
                 }
-                if watch.since.elapsed() < header_timeout {
+                if socket.since.elapsed() < header_timeout {
                     continue;
                 }
                 Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long")
             }
-            Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => explain(&error, &unread),
+            Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => {
+                explain(&error, &socket.unread)
+            }
             _ => break,
         };
         server.log.info(&format!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
-        (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
+        (refusal, socket.unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
+    let Socket { stream, unread, .. } = socket;
     // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.
     let has_more = || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
     if !activity.is_answering() && (activity.is_last.load(Relaxed) || has_more()) {
@@ -212,26 +216,27 @@ impl Drop for Activity {
     }
 }
 
-/// The deadlines of a connection in hyper's hands.
+/// A connection's socket, which keeps to the deadlines while it is in hyper's hands.
 ///
 /// What has come only hyper knows: half a request may be in its buffer. So after a quiet tick the socket, where
 /// there is nothing to read, pretends to have ended. hyper then gives it back with what it could not use.
-struct Watch<'a> {
+struct Socket<'a> {
+    stream: TcpStream,
+    /// What an earlier hyper had read and not used.
+    unread: Bytes,
     activity: &'a Activity,
     tick: Duration,
     timer: Pin<&'a mut Sleep>,
-    close: Pin<&'a mut Notified<'static>>,
-    is_registered: bool,
     /// The server's closing has been seen.
     is_closing: bool,
-    /// The socket has pretended to have ended.
+    /// It has pretended to have ended.
     is_quiet: bool,
     /// How many there were at the last look, and since when.
     requests: u32,
     since: Instant,
 }
 
-impl Watch<'_> {
+impl Socket<'_> {
     /// To be called where hyper would have to wait for the socket. What is ready instead of that is what the socket
     /// ends with: an error when the client does not take its answer, and no bytes when it has none to take.
     fn look(&mut self, cx: &mut Context) -> Poll<io::Result<()>> {
@@ -239,12 +244,7 @@ impl Watch<'_> {
         let is_due = self.timer.is_elapsed();
         if is_due {
             self.timer.as_mut().reset(Instant::now() + self.tick);
-        }
-        // Polled once, they wake the task: to poll them at every request would cost.
-        if is_due || !self.is_registered {
             _ = self.timer.as_mut().poll(cx);
-            _ = self.close.as_mut().poll(cx);
-            self.is_registered = true;
         }
         let is_told = server.closing.load(Relaxed) && !self.is_closing;
         if !is_due && !is_told {
@@ -269,15 +269,7 @@ impl Watch<'_> {
     }
 }
 
-/// A socket that is watched while hyper waits for it.
-struct Watched<'a, 'b> {
-    stream: TcpStream,
-    /// What an earlier hyper had read and not used.
-    unread: Bytes,
-    watch: &'a mut Watch<'b>,
-}
-
-impl AsyncRead for Watched<'_, '_> {
+impl AsyncRead for Socket<'_> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context, buffer: &mut ReadBuf) -> Poll<io::Result<()>> {
         if !self.unread.is_empty() {
             let length = self.unread.len().min(buffer.remaining());
@@ -285,23 +277,23 @@ impl AsyncRead for Watched<'_, '_> {
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_pending() { self.watch.look(cx) } else { read }
+        if read.is_pending() { self.look(cx) } else { read }
     }
 }
 
-impl AsyncWrite for Watched<'_, '_> {
+impl AsyncWrite for Socket<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.watch.activity.is_answering() {
+        if !self.activity.is_answering() {
             return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         // With an answer under way, only an error can come of it.
-        if written.is_pending() { self.watch.look(cx).map_ok(|()| 0) } else { written }
+        if written.is_pending() { self.look(cx).map_ok(|()| 0) } else { written }
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.watch.activity.end();
+        self.activity.end();
         Poll::Ready(Ok(()))
     }
 
