@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{borrow::Cow, iter, process, time::Instant};
+use std::{borrow::Cow, process, time::Instant};
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version, body::Bytes, http::request::Parts};
@@ -231,9 +231,8 @@ fn percent_decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.as_bytes();
     while let [first, rest @ ..] = bytes {
-        let digits =
-            rest.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
-        let value = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        let hex = rest.get(..2).filter(|hex| *first == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
+        let value = hex.and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
         decoded.push(value.unwrap_or(*first));
         bytes = if value.is_some() { &rest[2..] } else { rest };
     }
@@ -328,8 +327,8 @@ fn openapi() -> String {
         format!(r#""{}": {{"description": "{description}", "content": {content}}}"#, status.as_str())
     };
     let path = |Route { path, headers, summary, failure, .. }: &Route| {
-        let failure = failure.map(|Failure(status, description)| response(status, description, &JSON));
-        let responses: Vec<_> = iter::once(response(StatusCode::OK, "OK", headers)).chain(failure).collect();
+        let mut responses = vec![response(StatusCode::OK, "OK", headers)];
+        responses.extend(failure.map(|Failure(status, description)| response(status, description, &JSON)));
         let responses = responses.join(", ");
         format!(r#""{path}": {{"get": {{"summary": "{summary}", "responses": {{{responses}}}}}}}"#)
     };
