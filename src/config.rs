@@ -83,6 +83,7 @@ impl Config {
 
     /// Takes one value in, or says what it should have looked like.
     fn set(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
+        const BIND: &str = "HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000";
         const COUNT: &str = "a whole number from 1 to 1000000";
         const DURATION: &str = "seconds or milliseconds up to a day, as 5, 5s or 500ms";
         const TIMEOUT: &str = "seconds or milliseconds above 0 up to a day, as 5, 5s or 500ms";
@@ -91,10 +92,7 @@ impl Config {
         let timeout = || duration().ok().filter(|duration| !duration.is_zero()).ok_or(TIMEOUT);
         match name {
             "PORT" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
-            "bind" => {
-                let form = "HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000";
-                (self.host, self.bind_port) = bind(value).ok_or(form)?;
-            }
+            "bind" => (self.host, self.bind_port) = bind(value).ok_or(BIND)?,
             "workers" => self.workers = Some(count()?),
             "drain-delay" => self.drain_delay = duration()?,
             "drain-deadline" => self.drain_deadline = duration()?,

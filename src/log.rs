@@ -116,8 +116,7 @@ pub fn access_line(line: &mut String, now: &Utc, json: bool, client: &str, head:
     if json {
         let (method, target) = (quote(method), quote(&target));
         _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"#);
-        _ = write!(line, r#""bytes":{bytes}}}"#);
+        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"bytes":{bytes}}}"#);
         return;
     }
     // Put together by hand: one format for all costs a good part of a request.
