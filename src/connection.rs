@@ -50,14 +50,12 @@ pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAdd
     }
 }
 
-/// Lets hyper serve the connection until that is over, or nothing has come for a while. Then it returns the socket,
-/// and until when a request has to begin. That is put off by requests alone; before the first it is `until`.
-async fn talk(
-    server: &'static Server,
-    stream: TcpStream,
-    client: IpAddr,
-    until: Instant,
-) -> Option<(TcpStream, Instant)> {
+/// The socket of a connection that is parked, and until when a request has to begin.
+type Parked = (TcpStream, Instant);
+
+/// Lets hyper serve the connection until that is over, or nothing has come for a while and it can be parked. The time
+/// for a request to begin is put off by requests alone; before the first it is `until`.
+async fn talk(server: &'static Server, stream: TcpStream, client: IpAddr, until: Instant) -> Option<Parked> {
     let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
     let (requests, unanswered, is_last) = Default::default();
     let activity =
