@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{borrow::Cow, iter, time::Instant};
+use std::{borrow::Cow, process, time::Instant};
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version, body::Bytes, http::request::Parts};
@@ -14,9 +14,6 @@ use crate::{host, metrics::Metrics};
 /// What the answers depend on besides the request: who is answering, and whether it is about to stop.
 pub struct App {
     pub release: String,
-    pub pid: u32,
-    /// Of the file that runs, which on an empty image is all there is; none where the system does not tell.
-    pub binary_bytes: Option<u64>,
     /// The port in the 404's example where the client has sent no Host, as HTTP/1.0 allows.
     pub port: u16,
     pub started: Instant,
@@ -34,8 +31,11 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+type Header = (HeaderName, HeaderValue);
 /// The type of the content comes first.
-pub type Headers = &'static [(HeaderName, HeaderValue)];
+pub type Headers = &'static [Header];
+
+type Handler = fn(&App) -> Result<Bytes, Failure>;
 
 /// An endpoint. What it answers to GET is all that differs: HEAD, OPTIONS and the refusal of other methods
 /// follow from that.
@@ -45,7 +45,7 @@ pub struct Route {
     pub is_probe: bool,
     headers: Headers,
     summary: &'static str,
-    answer: fn(&App) -> Result<Bytes, Failure>,
+    answer: Handler,
     /// For `/openapi.json`: what it can answer besides 200.
     failure: Option<Failure>,
 }
@@ -54,13 +54,17 @@ pub struct Route {
 #[derive(Clone, Copy)]
 pub struct Failure(pub StatusCode, pub &'static str);
 
-const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
-static JSON: [(HeaderName, HeaderValue); 1] = [(header::CONTENT_TYPE, JSON_TYPE)];
+const fn field(name: HeaderName, value: &'static str) -> Header {
+    (name, HeaderValue::from_static(value))
+}
+
+const JSON_TYPE: &str = "application/json; charset=utf-8";
+static JSON: [Header; 1] = [field(header::CONTENT_TYPE, JSON_TYPE)];
 /// Closed after each, so that whatever balances connections chooses anew for the next.
-static SAMPLE: [(HeaderName, HeaderValue); 3] = [
-    (header::CONTENT_TYPE, JSON_TYPE),
-    (header::CONNECTION, HeaderValue::from_static("close")),
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+static SAMPLE: [Header; 3] = [
+    field(header::CONTENT_TYPE, JSON_TYPE),
+    field(header::CONNECTION, "close"),
+    field(header::CACHE_CONTROL, "no-store"),
 ];
 /// The page runs the script and the style that it came with, asks the host that it came from, and nothing else.
 const POLICY: &str = "default-src 'none'; \
@@ -68,76 +72,56 @@ const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-TVhWa6uZS2lz7dwCIQFqigS4S97DYjnciaWCYX5ftU4='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
-static HTML: [(HeaderName, HeaderValue); 8] = [
-    (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-    (header::VARY, HeaderValue::from_static("accept")),
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
-    (
-        HeaderName::from_static("permissions-policy"),
-        HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
-    ),
+static HTML: [Header; 8] = [
+    field(header::CONTENT_TYPE, "text/html; charset=utf-8"),
+    field(header::VARY, "accept"),
+    field(header::CACHE_CONTROL, "no-store"),
+    field(header::CONTENT_SECURITY_POLICY, POLICY),
+    field(header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    field(header::REFERRER_POLICY, "no-referrer"),
+    field(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    field(HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
 ];
-static PROMETHEUS: [(HeaderName, HeaderValue); 1] =
-    [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))];
-static ALLOWED: [(HeaderName, HeaderValue); 2] =
-    [(header::CONTENT_TYPE, JSON_TYPE), (header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"))];
+static PROMETHEUS: [Header; 1] = [field(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+static ALLOWED: [Header; 2] =
+    [field(header::CONTENT_TYPE, JSON_TYPE), field(header::ALLOW, "GET, HEAD, OPTIONS")];
 /// What is at `/` depends on who asks: a cache must not give one's answer to the other.
-static UNDEFINED_HEADERS: [(HeaderName, HeaderValue); 3] = [
-    (header::CONTENT_TYPE, JSON_TYPE),
-    (header::LINK, HeaderValue::from_static(r#"</openapi.json>; rel="service-desc""#)),
-    (header::VARY, HeaderValue::from_static("accept")),
+static UNDEFINED_HEADERS: [Header; 3] = [
+    field(header::CONTENT_TYPE, JSON_TYPE),
+    field(header::LINK, r#"</openapi.json>; rel="service-desc""#),
+    field(header::VARY, "accept"),
 ];
 
 const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
 const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
 
 pub static ROUTES: [Route; 8] = [
-    Route::get("/index", &JSON, "How timber is", |_| {
-        Ok(Bytes::from_static(br#"{"timber": "so delicious"}"#))
-    }),
-    Route::get("/healthz", &JSON, "Liveness: the process works", |_| {
-        Ok(Bytes::from_static(br#"{"status": "ok"}"#))
+    Route::get("/index", &JSON, "How timber is", |_| Ok(r#"{"timber": "so delicious"}"#.into())),
+    Route::probe("/healthz", &JSON, "Liveness: the process works", |_| Ok(r#"{"status": "ok"}"#.into())),
+    Route::probe("/readyz", &JSON, "Readiness: send traffic", |app| {
+        if app.draining.load(Relaxed) { Err(DRAINING) } else { Ok(r#"{"status": "ready"}"#.into()) }
     })
-    .probe(),
-    Route::get("/readyz", &JSON, "Readiness: send traffic", |app| {
-        if app.draining.load(Relaxed) {
-            Err(DRAINING)
-        } else {
-            Ok(Bytes::from_static(br#"{"status": "ready"}"#))
-        }
-    })
-    .documents(DRAINING)
-    .probe(),
+    .documents(DRAINING),
     Route::get("/version", &JSON, "What is running, and where", |app| Ok(version(app).into())),
-    Route::get("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
+    Route::probe("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
         Ok(version(app).into())
-    })
-    .probe(),
-    Route::get("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())).probe(),
+    }),
+    Route::probe("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())),
     Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
     Route::get("/", &HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
 ];
 
 impl Route {
-    const fn get(
-        path: &'static str,
-        headers: Headers,
-        summary: &'static str,
-        answer: fn(&App) -> Result<Bytes, Failure>,
-    ) -> Self {
+    const fn get(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
         Route { path, is_probe: false, headers, summary, answer, failure: None }
+    }
+
+    const fn probe(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
+        Route { is_probe: true, ..Route::get(path, headers, summary, answer) }
     }
 
     const fn documents(self, failure: Failure) -> Self {
         Route { failure: Some(failure), ..self }
-    }
-
-    const fn probe(self) -> Self {
-        Route { is_probe: true, ..self }
     }
 }
 
@@ -247,9 +231,8 @@ fn percent_decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.as_bytes();
     while let [first, rest @ ..] = bytes {
-        let digits =
-            rest.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
-        let value = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        let hex = rest.get(..2).filter(|hex| *first == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
+        let value = hex.and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
         decoded.push(value.unwrap_or(*first));
         bytes = if value.is_some() { &rest[2..] } else { rest };
     }
@@ -288,26 +271,7 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Answer {
     let tls = client.is_loopback() && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
     let example = quote(&format!("{scheme}://{host}/index"));
-    let body = format!(
-        r#"{{
-    "404": "The API call you tried to make was not defined. Here's a definition of the API to help you get going :)",
-    "documentation": {{
-        "handlers": {{
-            "/index": {{
-                "GET": {{
-                    "examples": [
-                        {example}
-                    ],
-                    "outputs": {{
-                        "format": "JSON (Javascript Serialized Object Notation)",
-                        "content_type": "application/json; charset=utf-8"
-                    }}
-                }}
-            }}
-        }}
-    }}
-}}"#
-    );
+    let body = include_str!("not-found.json").trim_end().replace(r#""{{example}}""#, &example);
     Answer { status: StatusCode::NOT_FOUND, headers: &UNDEFINED_HEADERS, body: body.into() }
 }
 
@@ -321,9 +285,9 @@ fn version(app: &App) -> String {
         ("libc", quote(LIBC)),
         ("target", quote(TARGET)),
         ("hostname", quote(&host::name())),
-        ("pid", app.pid.to_string()),
+        ("pid", process::id().to_string()),
         ("started", quote(&format!("{}T{}Z", started.date, started.time))),
-        ("binary_bytes", app.binary_bytes.map_or("null".to_owned(), |bytes| bytes.to_string())),
+        ("binary_bytes", host::binary_bytes().map_or("null".to_owned(), |bytes| bytes.to_string())),
         ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
     ];
     format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))
@@ -338,13 +302,13 @@ fn metrics(app: &App) -> String {
 fn page(app: &App) -> String {
     let row = |route: &Route| format!("<tr><td><a href=\"{0}\">{0}</a><td>{1}\n", route.path, route.summary);
     let binary =
-        app.binary_bytes.map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
+        host::binary_bytes().map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
     include_str!("page.html")
         .replace("{{version}}", VERSION)
         .replace("{{libc}}", LIBC)
         .replace("{{binary}}", &binary)
         .replace("{{host}}", &html(&host::name()))
-        .replace("{{pid}}", &app.pid.to_string())
+        .replace("{{pid}}", &process::id().to_string())
         .replace("{{uptime}}", &app.started.elapsed().as_secs().to_string())
         .replace("{{api}}", &ROUTES.iter().map(row).collect::<String>())
         .replace("{{release}}", &html(&app.release)) // last: nothing is filled in within a label
@@ -363,8 +327,8 @@ fn openapi() -> String {
         format!(r#""{}": {{"description": "{description}", "content": {content}}}"#, status.as_str())
     };
     let path = |Route { path, headers, summary, failure, .. }: &Route| {
-        let failure = failure.map(|Failure(status, description)| response(status, description, &JSON));
-        let responses: Vec<_> = iter::once(response(StatusCode::OK, "OK", headers)).chain(failure).collect();
+        let mut responses = vec![response(StatusCode::OK, "OK", headers)];
+        responses.extend(failure.map(|Failure(status, description)| response(status, description, &JSON)));
         let responses = responses.join(", ");
         format!(r#""{path}": {{"get": {{"summary": "{summary}", "responses": {{{responses}}}}}}}"#)
     };

@@ -4,30 +4,7 @@
 use std::{net::Ipv6Addr, time::Duration};
 
 /// The text of `timber --help`. What stands in it as a flag with a variable is a setting, and all of them are here.
-pub const HELP: &str = "\
-Usage: timber [OPTIONS]                    serve
-       timber healthcheck [OPTIONS] [URL]  probe a running service: exit 0 when healthy, else 1
-
-Options, each with its variable and default; a flag beats its variable. TIME is 5, 5s or 500ms.
-
-  -b, --bind HOST:PORT     TIMBER_BIND              where to listen; without HOST on all interfaces [:8000]
-                           PORT                     port where --bind names none [8000]
-  --workers N              TIMBER_WORKERS           threads that serve [the CPUs that it may use]
-  --drain-delay TIME       TIMBER_DRAIN_DELAY       on a stop, serve on for this long, not ready [0s]
-  --drain-deadline TIME    TIMBER_DRAIN_DEADLINE    then cut what is still busy after this long [8s]
-  --idle-timeout TIME      TIMBER_IDLE_TIMEOUT      close a kept connection without a request [75s]
-  --header-timeout TIME    TIMBER_HEADER_TIMEOUT    refuse a request whose head takes longer [10s]
-  --write-timeout TIME     TIMBER_WRITE_TIMEOUT     close a connection whose client does not take the answer [30s]
-  --max-connections N      TIMBER_MAX_CONNECTIONS   connections open at once, if files and memory allow; more wait [10000]
-  --access-log WHICH       TIMBER_ACCESS_LOG        requests to log: off, on (all but probes) or all [on]
-  --no-access-log                                   the same as --access-log off
-  --log-format FORMAT      TIMBER_LOG_FORMAT        text or json [text]
-  --release LABEL          TIMBER_RELEASE           release that /version and the page show [dev]
-  -h, --help
-  -V, --version
-
-Exit codes: 0 all requests finished; 1 could not start, or a stop cut connections or was cut short by a second\nsignal; 2 bad configuration.
-";
+pub const HELP: &str = include_str!("help.txt");
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -106,6 +83,7 @@ impl Config {
 
     /// Takes one value in, or says what it should have looked like.
     fn set(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
+        const BIND: &str = "HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000";
         const COUNT: &str = "a whole number from 1 to 1000000";
         const DURATION: &str = "seconds or milliseconds up to a day, as 5, 5s or 500ms";
         const TIMEOUT: &str = "seconds or milliseconds above 0 up to a day, as 5, 5s or 500ms";
@@ -114,10 +92,7 @@ impl Config {
         let timeout = || duration().ok().filter(|duration| !duration.is_zero()).ok_or(TIMEOUT);
         match name {
             "PORT" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
-            "bind" => {
-                let form = "HOST:PORT, HOST or :PORT, as 127.0.0.1:8000, [::1]:8000 or :8000";
-                (self.host, self.bind_port) = bind(value).ok_or(form)?;
-            }
+            "bind" => (self.host, self.bind_port) = bind(value).ok_or(BIND)?,
             "workers" => self.workers = Some(count()?),
             "drain-delay" => self.drain_delay = duration()?,
             "drain-deadline" => self.drain_deadline = duration()?,
@@ -194,8 +169,8 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(port)
 }
 
-/// The host of an IPv6 address stands in brackets or, without a port, bare.
-fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
+/// The host and the port of what may be either or both. An IPv6 address stands in brackets or, without a port, bare.
+pub fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
     if value.parse::<Ipv6Addr>().is_ok() {
         return Some((Some(value.to_owned()), None));
     }

@@ -1,11 +1,10 @@
 //! One connection: hyper at work on it, its deadlines, and each exchange. The only file that names hyper's
 //! connection types.
 
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::{
-    convert::Infallible, future, future::poll_fn, io, io::ErrorKind, mem, net::IpAddr, pin::Pin, pin::pin,
-};
+use std::{convert::Infallible, future, future::poll_fn, io, io::ErrorKind, mem, net::IpAddr};
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
@@ -14,7 +13,7 @@ use hyper::{Request, Response, StatusCode, server::conn::http1, service::service
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
-use tokio::{net::TcpStream, sync::futures::Notified, sync::watch};
+use tokio::{net::TcpStream, sync::watch::Receiver};
 
 use crate::server::{Server, is_first};
 use crate::{api, api::Failure, config::Config};
@@ -35,12 +34,7 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer, and none of hyper's buffers.
-pub async fn serve(
-    server: &'static Server,
-    mut stream: TcpStream,
-    client: IpAddr,
-    mut busy: watch::Receiver<()>,
-) {
+pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Receiver<()>) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
@@ -49,59 +43,62 @@ pub async fn serve(
         drop(busy);
         (stream, until) = parked;
         let timer = pin!(server.sleep_until(until));
-        if !is_first(poll_fn(|context| stream.poll_read_ready(context)), timer).await {
+        if !is_first(poll_fn(|cx| stream.poll_read_ready(cx)), timer).await {
             return;
         }
         busy = server.busy.subscribe();
     }
 }
 
-/// Lets hyper serve the connection until that is over, or nothing has come for a while. Then it returns the socket,
-/// and until when a request has to begin. That is put off by requests alone; before the first it is `until`.
-async fn talk(
-    server: &'static Server,
-    mut stream: TcpStream,
-    client: IpAddr,
-    until: Instant,
-) -> Option<(TcpStream, Instant)> {
+/// The socket of a connection that is parked, and until when a request has to begin.
+type Parked = (TcpStream, Instant);
+
+/// Lets hyper serve the connection until that is over, or nothing has come for a while and it can be parked. The time
+/// for a request to begin is put off by requests alone; before the first it is `until`.
+async fn talk(server: &'static Server, stream: TcpStream, client: IpAddr, until: Instant) -> Option<Parked> {
     let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
-    let (client_name, requests, unanswered, is_last) =
-        (client.to_string(), AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-    let activity = &Activity { server, client, client_name, requests, unanswered, is_last };
+    let (requests, unanswered, is_last) = Default::default();
+    let activity =
+        &Activity { server, client, client_name: client.to_string(), requests, unanswered, is_last };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
-    let (timer, close) = (pin!(server.sleep_until(Instant::now() + tick)), pin!(server.close.notified()));
-    let (is_registered, is_closing, is_quiet, requests, since) = (false, false, false, 0, Instant::now());
-    let mut watch =
-        Watch { activity, tick, timer, close, is_registered, is_closing, is_quiet, requests, since };
+    let mut timer = pin!(server.sleep_until(Instant::now() + tick));
+    let mut close = pin!(server.close.notified());
+    // Polled once, they wake the task: to poll them at every request would cost.
+    _ = poll_fn(|cx| Poll::Ready((timer.as_mut().poll(cx), close.as_mut().poll(cx)))).await;
+    let (unread, is_closing, is_quiet, requests, since) = (Bytes::new(), false, false, 0, Instant::now());
+    let mut socket = Socket { stream, unread, activity, tick, timer, is_closing, is_quiet, requests, since };
     let mut http = http1::Builder::new();
-    // hyper's own timer would be set anew for each request; the deadlines of `Watch` cost next to nothing.
+    // hyper's own timer would be set anew for each request; the deadlines of `Socket` cost next to nothing.
     http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
 
-    let (mut unread, mut refusal) = (Bytes::new(), None);
+    let mut refusal = None;
     loop {
-        let answer = |request| future::ready(Ok::<_, Infallible>(exchange(activity, refusal, request)));
-        let io = TokioIo::new(Watched { stream, unread, watch: &mut watch });
-        let mut hyper = http.serve_connection(io, service_fn(answer));
+        let answer = |request| future::ready(Ok::<_, Infallible>(activity.exchange(refusal, request)));
+        let mut hyper = http.serve_connection(TokioIo::new(socket), service_fn(answer));
         let end = (&mut hyper).await;
         let parts = hyper.into_parts();
-        (stream, unread) = (parts.io.into_inner().stream, parts.read_buf);
+        socket = parts.io.into_inner();
+        socket.unread = parts.read_buf;
         let failure = match end {
-            _ if mem::take(&mut watch.is_quiet) => {
-                if unread.is_empty() {
-                    let until = if watch.requests > 0 { watch.since + idle_timeout } else { until };
-                    return (!watch.is_closing).then_some((stream, until));
+            _ if mem::take(&mut socket.is_quiet) => {
+                if socket.unread.is_empty() {
+                    let until = if socket.requests > 0 { socket.since + idle_timeout } else { until };
+                    return (!socket.is_closing).then_some((socket.stream, until));
                 }
-                if watch.since.elapsed() < header_timeout {
+                if socket.since.elapsed() < header_timeout {
                     continue;
                 }
                 Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long")
             }
-            Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => explain(&error, &unread),
+            Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => {
+                explain(&error, &socket.unread)
+            }
             _ => break,
         };
-        server.log.info(format_args!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
-        (refusal, unread) = (Some(failure), Bytes::from_static(REFUSED));
+        server.log.info(&format!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
+        (refusal, socket.unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
+    let Socket { stream, unread, .. } = socket;
     // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.
     let has_more = || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
     if !activity.is_answering() && (activity.is_last.load(Relaxed) || has_more()) {
@@ -118,16 +115,14 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
     if let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] = version
         && !matches!((major, minor), (b'1', b'0' | b'1'))
     {
-        let reason = "This server speaks HTTP/1.1 and HTTP/1.0";
-        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason);
+        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.1 and HTTP/1.0");
     }
     let more_lines = lines.count();
     // hyper also calls a Content-Length too large that is near the end of 64 bits.
     if !error.is_parse_too_large() || unread.len() < MAX_HEAD && more_lines <= 100 {
         Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
     } else if more_lines > 0 {
-        let reason = "The head takes more than 16 KiB or 100 fields";
-        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The head takes more than 16 KiB or 100 fields")
     } else {
         Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
     }
@@ -138,52 +133,14 @@ fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
 async fn linger(mut stream: TcpStream, limit: Sleep) {
     let mut waste = [0; 4096];
     let rest = async {
-        _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
-        let mut read = |context: &mut Context| {
+        _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
+        let mut read = |cx: &mut Context| {
             let mut buffer = ReadBuf::new(&mut waste);
-            Pin::new(&mut stream).poll_read(context, &mut buffer).map_ok(|()| buffer.filled().len())
+            Pin::new(&mut stream).poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
         };
         while poll_fn(&mut read).await.is_ok_and(|length| length > 0) {}
     };
     is_first(rest, limit).await;
-}
-
-/// Answers one request, counts it and logs it.
-fn exchange(
-    activity: &Activity,
-    refusal: Option<Failure>,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
-    let (server, started) = (activity.server, std::time::Instant::now());
-    activity.begin();
-    let (mut head, body) = request.into_parts();
-    let (route, answer) = match refusal {
-        Some(failure) => (None, failure.into()),
-        None => api::answer(server.app, &head, activity.client),
-    };
-    // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its end
-    // would have to be found.
-    let has_body = !body.is_end_stream();
-    if has_body || refusal.is_some() {
-        activity.is_last.store(true, Relaxed);
-    }
-    if refusal.is_none() {
-        let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
-        server.log.access(&activity.client_name, &head, &answer, is_probe);
-    }
-    // The map of the request is memory enough for the answer's.
-    head.headers.clear();
-    for (name, value) in answer.headers {
-        head.headers.insert(name, value.clone());
-    }
-    if has_body || server.app.draining.load(Relaxed) {
-        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    let mut response = Response::new(Full::new(answer.body));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = head.headers;
-    server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
-    response
 }
 
 /// What passes through a connection's socket and service. One thread uses it; these are atomic because a task has
@@ -201,6 +158,40 @@ struct Activity {
 }
 
 impl Activity {
+    /// Answers one request, counts it and logs it.
+    fn exchange(&self, refusal: Option<Failure>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (server, started) = (self.server, std::time::Instant::now());
+        self.begin();
+        let (mut head, body) = request.into_parts();
+        let (route, answer) = match refusal {
+            Some(failure) => (None, failure.into()),
+            None => api::answer(server.app, &head, self.client),
+        };
+        // No route takes a body. What comes of it is thrown away when the answer is sent; to keep the connection, its
+        // end would have to be found.
+        let has_body = !body.is_end_stream();
+        if has_body || refusal.is_some() {
+            self.is_last.store(true, Relaxed);
+        }
+        if refusal.is_none() {
+            let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
+            server.log.access(&self.client_name, &head, &answer, is_probe);
+        }
+        // The map of the request is memory enough for the answer's.
+        head.headers.clear();
+        for (name, value) in answer.headers {
+            head.headers.insert(name, value.clone());
+        }
+        if has_body || server.app.draining.load(Relaxed) {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut response = Response::new(Full::new(answer.body));
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = head.headers;
+        server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
+        response
+    }
+
     fn begin(&self) {
         self.requests.fetch_add(1, Relaxed);
         self.unanswered.fetch_add(1, Relaxed);
@@ -223,39 +214,35 @@ impl Drop for Activity {
     }
 }
 
-/// The deadlines of a connection in hyper's hands.
+/// A connection's socket, which keeps to the deadlines while it is in hyper's hands.
 ///
 /// What has come only hyper knows: half a request may be in its buffer. So after a quiet tick the socket, where
 /// there is nothing to read, pretends to have ended. hyper then gives it back with what it could not use.
-struct Watch<'a> {
+struct Socket<'a> {
+    stream: TcpStream,
+    /// What an earlier hyper had read and not used.
+    unread: Bytes,
     activity: &'a Activity,
     tick: Duration,
     timer: Pin<&'a mut Sleep>,
-    close: Pin<&'a mut Notified<'static>>,
-    is_registered: bool,
     /// The server's closing has been seen.
     is_closing: bool,
-    /// The socket has pretended to have ended.
+    /// It has pretended to have ended.
     is_quiet: bool,
     /// How many there were at the last look, and since when.
     requests: u32,
     since: Instant,
 }
 
-impl Watch<'_> {
+impl Socket<'_> {
     /// To be called where hyper would have to wait for the socket. What is ready instead of that is what the socket
     /// ends with: an error when the client does not take its answer, and no bytes when it has none to take.
-    fn look(&mut self, context: &mut Context) -> Poll<io::Result<()>> {
+    fn look(&mut self, cx: &mut Context) -> Poll<io::Result<()>> {
         let server = self.activity.server;
         let is_due = self.timer.is_elapsed();
         if is_due {
             self.timer.as_mut().reset(Instant::now() + self.tick);
-        }
-        // Polled once, they wake the task: to poll them at every request would cost.
-        if is_due || !self.is_registered {
-            _ = self.timer.as_mut().poll(context);
-            _ = self.close.as_mut().poll(context);
-            self.is_registered = true;
+            _ = self.timer.as_mut().poll(cx);
         }
         let is_told = server.closing.load(Relaxed) && !self.is_closing;
         if !is_due && !is_told {
@@ -280,43 +267,31 @@ impl Watch<'_> {
     }
 }
 
-/// A socket that is watched while hyper waits for it.
-struct Watched<'a, 'b> {
-    stream: TcpStream,
-    /// What an earlier hyper had read and not used.
-    unread: Bytes,
-    watch: &'a mut Watch<'b>,
-}
-
-impl AsyncRead for Watched<'_, '_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context,
-        buffer: &mut ReadBuf,
-    ) -> Poll<io::Result<()>> {
+impl AsyncRead for Socket<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context, buffer: &mut ReadBuf) -> Poll<io::Result<()>> {
         if !self.unread.is_empty() {
             let length = self.unread.len().min(buffer.remaining());
             buffer.put_slice(&self.unread.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_pending() { self.watch.look(context) } else { read }
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_pending() { self.look(cx) } else { read }
     }
 }
 
-impl AsyncWrite for Watched<'_, '_> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.watch.activity.is_answering() {
+impl AsyncWrite for Socket<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.activity.is_answering() {
             return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
         }
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         // With an answer under way, only an error can come of it.
-        if written.is_pending() { self.watch.look(context).map_ok(|()| 0) } else { written }
+        if written.is_pending() { self.look(cx).map_ok(|()| 0) } else { written }
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.watch.activity.end();
+        self.activity.end();
         Poll::Ready(Ok(()))
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::{config::Config, server::address};
+use crate::{config, config::Config, server::address};
 
 /// For the whole probe: a service that takes longer is not healthy, and Docker's own limit is 3 s in the images.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -15,15 +15,17 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Why it is not healthy, in one line.
 pub fn probe(config: &Config, url: Option<&str>) -> Result<String, String> {
-    let target = match url {
-        Some(url) => Target::parse(url)?,
-        None => Target::of(config)?,
+    let (addresses, host, path) = match url {
+        Some(url) => parse(url).ok_or_else(|| {
+            format!("{url:?}: expected http://ADDRESS[:PORT][/PATH], the address may be localhost")
+        })?,
+        None => (own_addresses(config)?, "localhost", "/healthz"),
     };
     let deadline = Instant::now() + TIMEOUT;
     let mut failure = None;
-    for address in &target.addresses {
-        let name = format!("http://{address}{}", target.path);
-        match status(*address, &target, deadline) {
+    for address in addresses {
+        let name = format!("http://{address}{path}");
+        match status(address, host, path, deadline) {
             Ok(200) => return Ok(format!("{name} answered 200")),
             Ok(status) => return Err(format!("{name} answered {status}, expected 200")),
             Err(error) => _ = failure.get_or_insert(format!("{name}: {error}")),
@@ -32,52 +34,31 @@ pub fn probe(config: &Config, url: Option<&str>) -> Result<String, String> {
     Err(failure.unwrap_or_default())
 }
 
-struct Target {
-    addresses: Vec<SocketAddr>,
-    host: String,
-    path: String,
+/// A service on all interfaces is asked at the loopback ones, IPv4 first: IPv6 may be off.
+fn own_addresses(config: &Config) -> Result<Vec<SocketAddr>, String> {
+    let host = config.host.as_deref().unwrap_or("0.0.0.0");
+    let ip = address(host).ok_or_else(|| format!("{host:?}: expected an address, or localhost"))?;
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let ips = if ip.is_unspecified() { loopback.to_vec() } else { vec![ip] };
+    Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, config.port())).collect())
 }
 
-impl Target {
-    /// A service on all interfaces is asked at the loopback ones, IPv4 first: IPv6 may be off.
-    fn of(config: &Config) -> Result<Self, String> {
-        let host = config.host.as_deref().unwrap_or("0.0.0.0");
-        let ip = address(host).ok_or_else(|| format!("{host:?}: expected an address, or localhost"))?;
-        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let ips = if ip.is_unspecified() { loopback.to_vec() } else { vec![ip] };
-        let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, config.port())).collect();
-        Ok(Target { addresses, host: "localhost".to_owned(), path: "/healthz".to_owned() })
-    }
-
-    fn parse(url: &str) -> Result<Self, String> {
-        let target = || {
-            let rest =
-                url.strip_prefix("http://").filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
-            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let (host, port) = match authority.rsplit_once(':') {
-                Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-                _ => (authority, 80),
-            };
-            let ip = address(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))?;
-            let path = if path.is_empty() { "/" } else { path }.to_owned();
-            Some(Target { addresses: vec![SocketAddr::new(ip, port)], host: authority.to_owned(), path })
-        };
-        target().ok_or_else(|| {
-            format!("{url:?}: expected http://ADDRESS[:PORT][/PATH], the address may be localhost")
-        })
-    }
+/// The address, host and path of a URL.
+fn parse(url: &str) -> Option<(Vec<SocketAddr>, &str, &str)> {
+    let rest = url.strip_prefix("http://").filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, port) = config::bind(authority)?;
+    let address = SocketAddr::new(address(&host?)?, port.unwrap_or(80));
+    Some((vec![address], authority, if path.is_empty() { "/" } else { path }))
 }
 
-fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result<u16> {
+fn status(address: SocketAddr, host: &str, path: &str, deadline: Instant) -> io::Result<u16> {
     let left = || match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {TIMEOUT:?}")))
-        }
+        Duration::ZERO => Err(io::Error::other(format!("no answer within {TIMEOUT:?}"))),
         left => Ok(left),
     };
     let mut stream = TcpStream::connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
-    let Target { path, host, .. } = target;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
 
@@ -94,5 +75,5 @@ fn status(address: SocketAddr, target: &Target, deadline: Instant) -> io::Result
     }
     let status =
         str::from_utf8(&answer).ok().and_then(|text| text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
-    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
+    status.ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }

@@ -21,23 +21,23 @@ pub struct Facts {
 
 /// Reads the facts below `root`, which is `/` but for tests.
 pub fn facts(root: &Path) -> Facts {
-    let lines = read(&root.join("proc/self/cgroup")).unwrap_or_default();
+    let lines = read(root.join("proc/self/cgroup")).unwrap_or_default();
     let groups = |controller| groups(root, &lines, controller);
     // The lowest number in this file of all groups; "max", no limit, is no number.
-    let lowest = |controller, file: &str| groups(controller).filter_map(|dir| number(&dir.join(file))).min();
+    let lowest = |controller, file: &str| groups(controller).filter_map(|dir| number(dir.join(file))).min();
     let either = |file, controller, old_file| lowest("", file).or_else(|| lowest(controller, old_file));
     let cpu_max = groups("").filter_map(|dir| {
-        let text = read(&dir.join("cpu.max"))?;
+        let text = read(dir.join("cpu.max"))?;
         let (quota, period) = text.trim().split_once(' ')?;
         thousandths(quota.parse().ok()?, period.parse().ok()?)
     });
     let cpu_quota = groups("cpu").filter_map(|dir| {
         // A quota of -1, no limit, does not parse.
-        thousandths(number(&dir.join("cpu.cfs_quota_us"))?, number(&dir.join("cpu.cfs_period_us"))?)
+        thousandths(number(dir.join("cpu.cfs_quota_us"))?, number(dir.join("cpu.cfs_period_us"))?)
     });
     Facts {
-        user: read(&root.join("proc/self/status")).and_then(|text| field(&text, "Uid:")?.parse().ok()),
-        read_only_root: read(&root.join("proc/self/mounts")).and_then(|mounts| read_only_root(&mounts)),
+        user: read(root.join("proc/self/status")).and_then(|text| field(&text, "Uid:")?.parse().ok()),
+        read_only_root: read(root.join("proc/self/mounts")).and_then(|mounts| read_only_root(&mounts)),
         // Version 1 says "no limit" as the largest multiple of the page size.
         memory_limit: either("memory.max", "memory", "memory.limit_in_bytes")
             .filter(|limit| *limit < 1 << 60),
@@ -50,9 +50,8 @@ impl Facts {
     /// Threads to serve with: the CPUs that the container may use. Where the number of processes is limited no
     /// more than a quarter of it, for threads count as processes, and a probe needs some to start.
     pub fn workers(&self) -> usize {
-        let cpus = thread::available_parallelism().map_or(1, Into::into);
         let most = self.processes.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX);
-        cpus.min(most.max(1))
+        cpus().min(most.max(1))
     }
 
     /// Connections that fit into the container's memory when each has sent all but the end of a long head; none where
@@ -67,34 +66,39 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
-        let user = or(self.user.map(|user| user.to_string()), "unknown");
-        let root = self.read_only_root.map(|ro| if ro { "read-only" } else { "writable" }.to_owned());
+        let user = self.user.map_or("unknown".to_owned(), |user| user.to_string());
+        let root = self.read_only_root.map_or("unknown", |ro| if ro { "read-only" } else { "writable" });
         let memory = self.memory_limit.map(|bytes| format!("memory limit {} kiB", bytes / 1024));
+        let memory = memory.as_deref().unwrap_or("no memory limit seen");
         let cpu = self.cpu_limit.map(|cpu| format!("CPU limit {}.{:03}", cpu / 1000, cpu % 1000));
-        let (root, memory) = (or(root, "unknown"), or(memory, "no memory limit seen"));
-        write!(f, "User {user}, root file system {root}, {memory}, {}", or(cpu, "no CPU limit seen"))
+        let cpu = cpu.as_deref().unwrap_or("no CPU limit seen");
+        write!(f, "User {user}, root file system {root}, {memory}, {cpu}")
     }
+}
+
+/// The CPUs that the process may use.
+pub fn cpus() -> usize {
+    thread::available_parallelism().map_or(1, Into::into)
 }
 
 /// Soft limit of open file descriptors.
 pub fn open_files() -> Option<usize> {
-    field(&read(Path::new("/proc/self/limits"))?, "Max open files")?.parse().ok()
+    field(&read("/proc/self/limits")?, "Max open files")?.parse().ok()
 }
 
 /// What this host calls itself; the name of its container in Docker, of its pod in Kubernetes.
 pub fn name() -> String {
-    read(Path::new("/proc/sys/kernel/hostname")).map_or("unknown".to_owned(), |name| name.trim().to_owned())
+    read("/proc/sys/kernel/hostname").map_or("unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-/// Size of the file that this process runs.
+/// Size of the file that this process runs, which on an empty image is all there is.
 pub fn binary_bytes() -> Option<u64> {
     fs::metadata("/proc/self/exe").ok().map(|file| file.len())
 }
 
 /// Resident memory of this process in bytes.
 pub fn resident_memory() -> Option<u64> {
-    let kib: u64 = field(&read(Path::new("/proc/self/status"))?, "VmRSS:")?.parse().ok()?;
+    let kib: u64 = field(&read("/proc/self/status")?, "VmRSS:")?.parse().ok()?;
     Some(kib * 1024)
 }
 
@@ -113,12 +117,12 @@ fn thousandths(quota: u64, period: u64) -> Option<u64> {
     quota.checked_mul(1000)?.checked_div(period)
 }
 
-fn number(path: &Path) -> Option<u64> {
+fn number(path: impl AsRef<Path>) -> Option<u64> {
     read(path)?.trim().parse().ok()
 }
 
 /// In one piece: files like these have no size beforehand, and [`fs::read_to_string`] would start with 32 bytes.
-fn read(path: &Path) -> Option<String> {
+fn read(path: impl AsRef<Path>) -> Option<String> {
     let mut text = String::with_capacity(4096);
     fs::File::open(path).ok()?.read_to_string(&mut text).ok()?;
     Some(text)

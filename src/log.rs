@@ -5,7 +5,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use std::{borrow::Cow, fmt, fmt::Write as _, io, io::Write, iter, mem, process, thread};
+use std::{borrow::Cow, fmt::Write as _, io, io::Write, iter, mem, process, thread};
 
 use hyper::{Method, Version, http::request::Parts};
 
@@ -60,21 +60,20 @@ impl Log {
         }
     }
 
-    pub fn info(&self, message: fmt::Arguments) {
+    pub fn info(&self, message: &str) {
         self.event("INFO", message);
     }
 
-    pub fn warning(&self, message: fmt::Arguments) {
+    pub fn warning(&self, message: &str) {
         self.event("WARNING", message);
     }
 
-    pub fn error(&self, message: fmt::Arguments) {
+    pub fn error(&self, message: &str) {
         self.event("ERROR", message);
     }
 
-    fn event(&self, level: &str, message: fmt::Arguments) {
-        let (pid, message) = (process::id(), message.to_string());
-        self.events.line(|line, now| event_line(line, now, self.json, level, pid, &message));
+    fn event(&self, level: &str, message: &str) {
+        self.events.line(|line, now| event_line(line, now, self.json, level, process::id(), message));
     }
 
     /// Writes the line of one request, unless it is one that is left out.
@@ -117,8 +116,7 @@ pub fn access_line(line: &mut String, now: &Utc, json: bool, client: &str, head:
     if json {
         let (method, target) = (quote(method), quote(&target));
         _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"#);
-        _ = write!(line, r#""bytes":{bytes}}}"#);
+        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"bytes":{bytes}}}"#);
         return;
     }
     // Put together by hand: one format for all costs a good part of a request.

@@ -1,11 +1,10 @@
 //! The process edge: arguments, variables, signals and the exit code. Nothing else touches the process.
 
+use std::io::{self, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use std::{
-    cell::LazyCell, env, ffi::OsString, future::poll_fn, io, io::Write, panic, path::Path, task::Poll, thread,
-};
+use std::{cell::LazyCell, env, ffi::OsString, future::poll_fn, panic, path::Path, task::Poll};
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -76,19 +75,8 @@ fn complain(mistakes: &[String], code: u8) -> ExitCode {
 /// Why it cannot start, in one line.
 async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, String> {
     let (started, pid) = (Instant::now(), process::id());
-    // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener. How many
-    // workers there will be is asked, which takes a while, only where it matters.
-    let own = |workers: usize| 16 + 4 * workers;
     let most = config.max_connections;
-    if let Some(files) = files.filter(|files| *files < most + own(config.workers.unwrap_or(256))) {
-        let cpus = || thread::available_parallelism().map_or(1, Into::into);
-        let own = own(config.workers.unwrap_or_else(cpus));
-        if files <= own {
-            let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
-            return Err(format!("cannot start: {limit}"));
-        }
-        config.max_connections = most.min(files - own);
-    }
+    config.max_connections = server::room(&config, files.unwrap_or(usize::MAX))?;
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = catch_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
@@ -96,19 +84,15 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
 
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(api::ROUTES.iter().map(|route| route.path))));
     let log: &Log = Box::leak(Box::new(Log::new(&config, metrics)));
-    panic::set_hook(Box::new(move |panic| log.error(format_args!("{panic}"))));
-    log.info(format_args!("Starting timber {}", api::VERSION));
+    panic::set_hook(Box::new(move |panic| log.error(&panic.to_string())));
+    log.info(&format!("Starting timber {}", api::VERSION));
     let room = config.max_connections;
     if room < most {
         // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-        log.warning(format_args!(
-            "Serving {room} connections at once, not {most}: it may open no more files"
-        ));
+        log.warning(&format!("Serving {room} connections at once, not {most}: it may open no more files"));
     }
     let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
-        pid,
-        binary_bytes: host::binary_bytes(),
         port: address.port(),
         started,
         started_at: log::epoch_seconds(),
@@ -124,24 +108,22 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
-    log.info(format_args!("Listening at: http://{address} ({pid})"));
-    log.info(format_args!("Using workers: {workers}"));
-    log.info(format_args!("{}", *facts));
+    log.info(&format!("Listening at: http://{address} ({pid})"));
+    log.info(&format!("Using workers: {workers}"));
+    log.info(&facts.to_string());
     if let Some(room) = facts.connections().filter(|room| server.limit(*room)) {
-        log.warning(format_args!(
-            "Serving {room} connections at once: more could take more memory than it may"
-        ));
+        log.warning(&format!("Serving {room} connections at once: more could take more memory than it may"));
     }
-    log.info(format_args!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
+    log.info(&format!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
 
     let signal = next(&mut signals).await;
     app.draining.store(true, Relaxed);
-    log.info(format_args!("Handling signal: {signal}"));
+    log.info(&format!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
     let is_drained = is_first(server.drain(listener), next(&mut signals)).await;
     let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.receiver_count());
     let how = if is_drained { "" } else { ", at a second signal" };
-    log.info(format_args!(
+    log.info(&format!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
     ));
     log.flush(FLUSH);
@@ -161,9 +143,9 @@ fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
 
 /// The name of the next of these signals.
 async fn next(signals: &mut [(&'static str, Signal)]) -> &'static str {
-    poll_fn(|context| {
+    poll_fn(|cx| {
         let mut signals = signals.iter_mut();
-        let caught = signals.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
+        let caught = signals.find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
         caught.map_or(Poll::Pending, Poll::Ready)
     })
     .await

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 /// Upper bounds of the duration histogram, in nanoseconds with the label that Prometheus is shown in seconds.
 /// An answer takes microseconds; the upper half is there to show when one does not.
-const BUCKETS: [(u64, &str); 6] = [
+const BUCKETS: [(u64, &str); 7] = [
     (5_000, "0.000005"),
     (20_000, "0.00002"),
     (100_000, "0.0001"),
     (1_000_000, "0.001"),
     (10_000_000, "0.01"),
     (100_000_000, "0.1"),
+    (u64::MAX, "+Inf"),
 ];
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -22,8 +23,7 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub struct Metrics {
     /// By route, in the order of the route table with one more for everything else, and by status class.
     requests: Vec<(&'static str, [AtomicU64; CLASSES.len()])>,
-    /// The last one counts what is above all bounds.
-    durations: [AtomicU64; BUCKETS.len() + 1],
+    durations: [AtomicU64; BUCKETS.len()],
     duration_sum: AtomicU64,
     /// Gauge: requests whose heads are read and that are not wholly answered.
     pub in_flight: AtomicU64,
@@ -42,11 +42,11 @@ impl Metrics {
     /// Counts one answer. `route` is its index in the route table.
     pub fn count(&self, route: Option<usize>, status: u16, duration: Duration) {
         let (_, classes) = &self.requests[route.unwrap_or(self.requests.len() - 1)];
-        classes[usize::from(status / 100 - 1).min(CLASSES.len() - 1)].fetch_add(1, Relaxed);
+        classes[usize::from(status / 100 - 1)].fetch_add(1, Relaxed);
         // A u64 of nanoseconds lasts 584 years.
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.durations[BUCKETS.iter().position(|(bound, _)| nanos <= *bound).unwrap_or(BUCKETS.len())]
-            .fetch_add(1, Relaxed);
+        let bucket = BUCKETS.iter().take_while(|(bound, _)| *bound < nanos).count();
+        self.durations[bucket].fetch_add(1, Relaxed);
         self.duration_sum.fetch_add(nanos, Relaxed);
     }
 
@@ -71,7 +71,7 @@ impl Metrics {
         let name = "http_request_duration_seconds";
         page.family(name, "histogram", "From the end of a request's head until its answer is ready.");
         let mut total = 0;
-        for ((_, bound), count) in BUCKETS.iter().chain([&(0, "+Inf")]).zip(&self.durations) {
+        for ((_, bound), count) in BUCKETS.iter().zip(&self.durations) {
             total += count.load(Relaxed);
             page.sample(&format!("{name}_bucket"), &[("le", bound)], total);
         }

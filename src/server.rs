@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until, timeout_at};
 
-use crate::{api::App, config::Config, connection, log::Log};
+use crate::{api::App, config::Config, connection, host, log::Log};
 
 /// Handshakes that may wait to be accepted; the kernel caps it at `net.core.somaxconn`, 4096 by default.
 const BACKLOG: u32 = 4096;
@@ -53,9 +53,8 @@ pub struct Server {
 /// # Errors
 /// Why it cannot be had, in one line.
 pub fn listen(config: &Config) -> Result<StdListener, String> {
-    let host = config.host.as_deref();
-    let ip = address(host.unwrap_or("::")).ok_or_else(|| {
-        let host = host.unwrap_or_default();
+    let host = config.host.as_deref().unwrap_or("::");
+    let ip = address(host).ok_or_else(|| {
         format!("cannot listen at {host:?}: expected an IPv4 or IPv6 address, or localhost")
     })?;
     let mut at = SocketAddr::new(ip, config.port());
@@ -63,7 +62,7 @@ pub fn listen(config: &Config) -> Result<StdListener, String> {
     let is_off = |error: &io::Error| {
         error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
     };
-    if host.is_none() && bound.as_ref().is_err_and(is_off) {
+    if config.host.is_none() && bound.as_ref().is_err_and(is_off) {
         at.set_ip(Ipv4Addr::UNSPECIFIED.into());
         bound = bind(at);
     }
@@ -80,6 +79,26 @@ pub fn listen(config: &Config) -> Result<StdListener, String> {
         };
         format!("cannot listen at {at}: {error}{hint}")
     })
+}
+
+/// Connections that may be open at once: as many as `config` says, or fewer where no more than `files` may be open.
+///
+/// # Errors
+/// When there is no room for any, in one line.
+pub fn room(config: &Config, files: usize) -> Result<usize, String> {
+    // Beside connections: streams, listener and signals; for each worker epoll, its wake-up and a listener.
+    let own = |workers: usize| 16 + 4 * workers;
+    let most = config.max_connections;
+    // How many workers there will be is asked, which takes a while, only where it matters.
+    if files >= most + own(config.workers.unwrap_or(256)) {
+        return Ok(most);
+    }
+    let own = own(config.workers.unwrap_or_else(host::cpus));
+    if files <= own {
+        let limit = format!("it may open {files} files (ulimit -n), and needs more than {own}");
+        return Err(format!("cannot start: {limit}"));
+    }
+    Ok(most.min(files - own))
 }
 
 /// The one name that is known is localhost. To resolve others would take musl's resolver into the image.
@@ -127,17 +146,13 @@ impl Server {
     ///
     /// # Errors
     /// When the listener cannot be shared.
-    pub fn start(
-        &'static self,
-        listener: &StdListener,
-        workers: impl FnOnce() -> usize,
-    ) -> io::Result<usize> {
+    pub fn start(&'static self, listener: &StdListener, count: impl FnOnce() -> usize) -> io::Result<usize> {
         let accept = || listener.try_clone().map(|listener| self.accept(listener, self.stopped.subscribe()));
         if !self.start_worker(1, accept()?) {
             tokio::spawn(accept()?);
             return Ok(1);
         }
-        let workers = workers();
+        let workers = count();
         for number in 2..=workers {
             if !self.start_worker(number, accept()?) {
                 return Ok(number - 1);
@@ -153,11 +168,11 @@ impl Server {
                 accept.await;
                 pending::<()>().await; // connections still run here; the thread ends with the process
             }),
-            Err(error) => self.log.error(format_args!("Worker {number} cannot run: {error}")),
+            Err(error) => self.log.error(&format!("Worker {number} cannot run: {error}")),
         };
         let started = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
         if let Err(error) = &started {
-            self.log.warning(format_args!("Worker {number} cannot start: {error}"));
+            self.log.warning(&format!("Worker {number} cannot start: {error}"));
         }
         started.is_ok()
     }
@@ -176,7 +191,7 @@ impl Server {
     async fn accept(&'static self, listener: StdListener, mut stopped: watch::Receiver<bool>) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
-            Err(error) => return self.log.error(format_args!("Cannot accept connections: {error}")),
+            Err(error) => return self.log.error(&format!("Cannot accept connections: {error}")),
         };
         let accept = async {
             while let Ok(permit) = self.permits.acquire().await {
@@ -187,7 +202,7 @@ impl Server {
                     }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
-                        self.log.error(format_args!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
+                        self.log.error(&format!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
                         self.sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                 }
@@ -228,7 +243,7 @@ impl Server {
                 Ok(connection) => queue.push(connection),
                 Err(error) if is_about_one_client(&error) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => break self.log.error(format_args!("Cannot accept what is waiting: {error}")),
+                Err(error) => break self.log.error(&format!("Cannot accept what is waiting: {error}")),
             }
         }
         drop(listener);
@@ -251,9 +266,9 @@ impl Server {
 /// Waits for whichever comes first; true if that is `a`.
 pub async fn is_first<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> bool {
     let (mut a, mut b) = (pin!(a), pin!(b));
-    poll_fn(|context| match a.as_mut().poll(context) {
+    poll_fn(|cx| match a.as_mut().poll(cx) {
         Poll::Ready(_) => Poll::Ready(true),
-        Poll::Pending => b.as_mut().poll(context).map(|_| false),
+        Poll::Pending => b.as_mut().poll(cx).map(|_| false),
     })
     .await
 }

@@ -49,7 +49,7 @@ fn a_change_of_the_source_downloads_nothing_and_arrives_in_the_image() {
             format!("env DOCKER_BUILDKIT=0 {line}")
         };
         build(&line("default"), &context);
-        let source = context.path().join("src/config.rs");
+        let source = context.path().join("src/help.txt");
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let mark = format!("Usage ({now}): timber"); // no earlier run has built the same
         edit(&source, "Usage: timber", &mark);

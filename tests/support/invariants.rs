@@ -14,8 +14,6 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 static APP: LazyLock<App> = LazyLock::new(|| App {
     release: "dev".to_owned(),
-    pid: 1,
-    binary_bytes: None,
     port: 8000,
     started: Instant::now(),
     started_at: 0,
