@@ -150,7 +150,7 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
             (_, Command::Healthcheck(url @ None)) if !name.starts_with('-') => *url = Some(argument.clone()),
             _ => {
                 let setting = if name == "-b" { "bind" } else { name.strip_prefix("--").unwrap_or_default() };
-                let known = HELP.contains(&format!(" --{setting} "));
+                let known = !setting.contains(' ') && HELP.contains(&format!(" --{setting} "));
                 let next = || if known { arguments.next().map_or("", String::as_str) } else { "" };
                 take(&mut config, if known { setting } else { "" }, name, value.unwrap_or_else(next));
             }

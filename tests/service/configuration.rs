@@ -47,6 +47,7 @@ fn all_mistakes_are_told_at_once() {
             "--workers",
             "none",
             "--frobnicate",
+            "--release LABEL", // as the help text has it, and in one piece
             "-b",
             "127.0.0.1:http",
             "serve",
@@ -64,6 +65,7 @@ fn all_mistakes_are_told_at_once() {
     for part in [
         r#"--workers "none": expected a whole number"#,
         r#"--frobnicate "": expected one of the settings"#,
+        r#"--release LABEL "": expected one of the settings"#,
         r#"-b "127.0.0.1:http": expected HOST:PORT"#,
         r#"serve "": expected one of the settings"#,
         r#"--idle-timeout "0": expected seconds or milliseconds above 0"#,
@@ -75,7 +77,7 @@ fn all_mistakes_are_told_at_once() {
     ] {
         assert!(stderr.lines().any(|line| line.starts_with(&format!("timber: {part}"))), "{part}: {stderr}");
     }
-    assert_eq!(stderr.lines().count(), 10, "{stderr}");
+    assert_eq!(stderr.lines().count(), 11, "{stderr}");
 }
 
 #[test]
