@@ -129,9 +129,10 @@ fn musl_service() -> Timber {
     Timber::spawn(command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped()))
 }
 
-/// Proportional set size in kB: what the process has for itself, and its part of what it shares.
+/// Resident set size in kB. Not the proportional one: that of pages which come from the file changes with every other test
+/// that runs the same file.
 fn memory(service: &Timber) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", service.child.id())).unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("Linux tells Pss");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Linux tells Rss");
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
