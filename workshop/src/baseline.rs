@@ -2,12 +2,17 @@
 
 use crate::{
     figures::{Reading, Row},
-    results::{Image, Results},
+    results::{DATE, Image, Results},
 };
 
 /// For below a table that shows changes.
-pub const LEGEND: &str = "In brackets the change against the baseline; ≈ where both ranges overlap, which is no change that \
-                          could be told from chance.";
+pub fn legend(baseline: &Results) -> String {
+    let date = baseline.begun.strftime(DATE);
+    format!(
+        "After a comma the change against the baseline of {date}; ≈ where both ranges overlap, which is no change that \
+         could be told from chance."
+    )
+}
 
 /// The same image in an earlier file: by name, else by label.
 pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image> {
@@ -20,7 +25,7 @@ pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
     let before = (row.of)(before);
     let before = before.value()?;
     let (new, old) = (now.value()?, before.value()?);
-    let ((lowest, highest), (old_lowest, old_highest)) = (now.extent()?, before.extent()?);
+    let ((lowest, highest), (old_lowest, old_highest)) = (now.plausible()?, before.plausible()?);
     Some(
         if lowest <= old_highest && old_lowest <= highest && (lowest < highest || old_lowest < old_highest) {
             "≈".to_owned()
@@ -29,18 +34,17 @@ pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
         } else if old == 0.0 {
             format!("was {}", row.unit.write(old))
         } else {
-            percent((new - old) / old * 100.0)
+            match (new - old) / old * 100.0 {
+                // A change is a change, and not +0.0 %.
+                percent if percent.abs() < 0.05 => {
+                    let sign = if new < old { '-' } else { '+' };
+                    format!("{sign}{}", row.unit.write((new - old).abs()))
+                }
+                percent if percent.abs() >= 100.0 => format!("{percent:+.0} %"),
+                percent => format!("{percent:+.1} %"),
+            }
         },
     )
-}
-
-fn percent(percent: f64) -> String {
-    match percent.abs() {
-        // A change is a change, and not +0.0 %.
-        tiny if tiny < 0.05 => format!("{}<0.1 %", if percent < 0.0 { "-" } else { "+" }),
-        large if large >= 100.0 => format!("{percent:+.0} %"),
-        _ => format!("{percent:+.1} %"),
-    }
 }
 
 #[cfg(test)]
@@ -68,7 +72,9 @@ mod tests {
         assert_eq!(change_of(&[0.30, 0.35, 0.40], &[0.40, 0.45, 0.50]), "≈");
         assert_eq!(change_of(&[0.30, 0.40, 0.41], &[0.48, 0.50, 0.51]), "+25.0 %");
         assert_eq!(change_of(&[0.48, 0.50, 0.51], &[0.30, 0.40, 0.41]), "-20.0 %");
-        assert_eq!(change_of(&[0.4], &[0.4]), "±0");
+        // Measured once.
+        assert_eq!(change_of(&[0.3], &[0.39]), "≈");
+        assert_eq!(change_of(&[0.3], &[0.45]), "+50.0 %");
     }
 
     #[test]
@@ -80,8 +86,8 @@ mod tests {
             change(row, &Reading::number(new), &before).unwrap()
         };
         assert_eq!(change_of(882_184, 883_066.0), "+0.1 %");
-        assert_eq!(change_of(882_184, 882_185.0), "+<0.1 %");
-        assert_eq!(change_of(882_184, 882_183.0), "-<0.1 %");
+        assert_eq!(change_of(882_184, 882_185.0), "+1 B");
+        assert_eq!(change_of(882_184, 882_183.0), "-1 B");
         assert_eq!(change_of(882_184, 882_184.0), "±0");
         assert_eq!(change_of(0, 12.0), "was 0 B");
         let mut without = example().images.remove(0);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    figures::{Reading, Row, row_of},
+    figures::{Range, Reading, Row, row_of},
     results::{Figure, Results},
     units::Unit,
 };
@@ -133,7 +133,7 @@ impl Bar {
         let (written, detail) = figure.split_once(" (").unwrap_or((&figure, ""));
         let linear = scale.linear(value);
         let whisker = match reading {
-            Reading::Number { range: Some((lowest, highest)), .. } => Some(Whisker {
+            Reading::Number { range: Range::Between(lowest, highest), .. } => Some(Whisker {
                 linear: [*lowest, *highest].map(|end| scale.linear(end)),
                 log: [*lowest, *highest].map(|end| scale.log(end)),
             }),
@@ -201,7 +201,7 @@ impl Scale {
         let mut marks = vec![Mark { at: 0.0, text: "0".to_owned() }];
         let mut value = step;
         while value <= self.longest {
-            marks.push(Mark { at: self.linear(value), text: unit.write(value) });
+            marks.push(Mark { at: self.linear(value), text: unit.write_mark(value) });
             value += step;
         }
         marks
@@ -214,7 +214,7 @@ impl Scale {
         let mut exponent = self.low;
         while exponent <= self.high {
             let value = 10_f64.powf(exponent);
-            marks.push(Mark { at: self.log(value), text: unit.write(value) });
+            marks.push(Mark { at: self.log(value), text: unit.write_mark(value) });
             exponent += every;
         }
         marks

@@ -1,15 +1,13 @@
 //! Measures images side by side, one phase after the other, so that each image meets the same machine.
 
 use std::{
-    fmt::Display,
-    io::IsTerminal,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, value_parser};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use jiff::Timestamp;
 use tokio::{task, time};
 
@@ -17,7 +15,7 @@ use crate::{
     client::{Load, Service},
     contents,
     engine::{Container, Engine},
-    ladder, output,
+    ladder, output, progress,
     results::{Figure, Image, Memory, Results, Settings, Size, Spread, Work},
     signals::Signals,
     subject::Subject,
@@ -93,7 +91,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>) -> Result<Results> {
     let begun = Timestamp::now();
     if arguments.images.is_empty() {
-        ladder::build_missing(&engine.docker, &MultiProgress::new(), arguments.rebuild).await?;
+        ladder::build_missing(&engine.docker, arguments.rebuild).await?;
     }
     let mut comparison = Comparison { engine, arguments, rows: Vec::new() };
     for subject in subjects {
@@ -172,6 +170,9 @@ impl Comparison<'_> {
             }
             Err(error) => image.failure = Some(format!("{error:#}")),
         }
+        if let Some(failure) = &image.failure {
+            eprintln!("{}: {failure}; the others are measured", subject.label);
+        }
         self.rows.push(Row { subject, port, image });
     }
 
@@ -180,23 +181,23 @@ impl Comparison<'_> {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
         // Each byte is saved, and then read.
         let bytes: u64 = present().filter_map(|row| row.image.size.engine_bytes.value()).sum();
-        let bar = phase("sizes", bytes * 2, "{decimal_bytes} of {decimal_total_bytes}");
+        let bar = progress::bar("sizes", bytes * 2, "{percent} %");
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
-            tell(&bar, &row.subject.label);
+            progress::say(&bar, &row.subject.label);
             let contents = contents(self.engine, &row.subject.name, &bar).await;
             row.image.size.fill(contents.map_err(|error| format!("{error:#}")));
         }
-        bar.finish_and_clear();
     }
 
     async fn starts(&mut self) {
         let runs = self.arguments.runs;
-        let bar = phase("starts and stops", u64::from(runs) * self.rows.len() as u64, "{pos} of {len}");
+        let bar =
+            progress::bar("starts and stops", u64::from(runs) * self.rows.len() as u64, "{pos} of {len}");
         let mut samples: Vec<Vec<Run>> = self.rows.iter().map(|_| Vec::new()).collect();
         // One of each in turn: what makes the machine slow for a while makes it slow for all.
         for _ in 0..runs {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
-                tell(&bar, &row.subject.label);
+                progress::say(&bar, &row.subject.label);
                 if row.image.failure.is_none() {
                     match start_and_stop(self.engine, self.arguments, row).await {
                         Ok(run) => samples.push(run),
@@ -206,7 +207,6 @@ impl Comparison<'_> {
                 bar.inc(1);
             }
         }
-        bar.finish_and_clear();
         for (row, samples) in self.rows.iter_mut().zip(samples) {
             row.image.fill_starts(&samples);
         }
@@ -214,9 +214,9 @@ impl Comparison<'_> {
 
     async fn work(&mut self) {
         let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
-        let bar = phase("memory and load", each * self.rows.len() as u64, "{pos} of {len} s");
+        let bar = progress::bar("memory and load", each * self.rows.len() as u64, "{pos} of {len} s");
         for (row, end) in self.rows.iter_mut().zip(1..) {
-            tell(&bar, &row.subject.label);
+            progress::say(&bar, &row.subject.label);
             if row.image.failure.is_none() {
                 let seconds = async {
                     loop {
@@ -234,14 +234,20 @@ impl Comparison<'_> {
             }
             bar.set_position(each * end);
         }
-        bar.finish_and_clear();
     }
 }
 
 async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<contents::Contents> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("image.tar");
-    engine.save(image, &file, |bytes| bar.inc(bytes)).await?;
+    let saved = |bytes| {
+        // The engine may prepare itself for a while before it sends anything.
+        if bar.position() == 0 {
+            bar.reset_elapsed();
+        }
+        bar.inc(bytes);
+    };
+    engine.save(image, &file, saved).await?;
     let bar = bar.clone();
     task::spawn_blocking(move || contents::read(&file, &|bytes| bar.inc(bytes))).await?
 }
@@ -327,23 +333,6 @@ async fn under_load(
         load = load => load,
         ended = engine.ended(container) => bail!("under load {}", ended?),
     }
-}
-
-/// A bar for what is under way; where nobody watches, a line.
-fn phase(name: &str, length: u64, count: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        eprintln!("measuring {name}");
-        return ProgressBar::hidden();
-    }
-    let template = format!("{name}: {{bar:30}} {count}, {{msg}} (about {{eta}} left)");
-    let style = ProgressStyle::with_template(&template).expect("the template is valid");
-    let bar = ProgressBar::new(length).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
-}
-
-fn tell(bar: &ProgressBar, what: &impl Display) {
-    bar.set_message(what.to_string());
 }
 
 impl Image {

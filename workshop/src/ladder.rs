@@ -5,7 +5,6 @@ use std::{
     fs,
     path::Path,
     sync::LazyLock,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,10 +15,13 @@ use bollard::{
     query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder},
 };
 use futures_util::{Stream, StreamExt};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tar::HeaderMode;
 
-use crate::engine::{find, patient};
+use crate::{
+    engine::{find, patient},
+    progress,
+};
 
 pub struct Rung {
     pub image: &'static str,
@@ -63,17 +65,16 @@ pub fn path(image: &str) -> &'static str {
     if LADDER.iter().any(|rung| rung.image == image) { "/index" } else { "/" }
 }
 
-/// Sees to it that the engine has the images of the ladder. Builds what is missing, or all with `rebuild`, and shows its
-/// steps in `progress`.
+/// Sees to it that the engine has the images of the ladder. Builds what is missing, or all with `rebuild`.
 ///
 /// A build ends with the future, should that be dropped.
 ///
 /// # Errors
 /// The engine does not answer; a build fails: the error has the last lines that it printed.
-pub async fn build_missing(docker: &Docker, progress: &MultiProgress, rebuild: bool) -> Result<()> {
+pub async fn build_missing(docker: &Docker, rebuild: bool) -> Result<()> {
     for rung in &LADDER {
         if rebuild || find(docker, rung.image).await?.is_none() {
-            build(docker, progress, rung).await?;
+            build(docker, rung).await?;
         }
     }
     Ok(())
@@ -114,7 +115,7 @@ fn bases_in(dockerfile: &str) -> BTreeSet<String> {
     images
 }
 
-async fn build(docker: &Docker, progress: &MultiProgress, rung: &Rung) -> Result<()> {
+async fn build(docker: &Docker, rung: &Rung) -> Result<()> {
     let context = archive(&ROOT.join(rung.context), rung.dockerfile)
         .with_context(|| format!("cannot collect what {} is built from", rung.image))?;
     // The engine's own builder: BuildKit would need a session with it, and these Dockerfiles are for any builder.
@@ -127,7 +128,7 @@ async fn build(docker: &Docker, progress: &MultiProgress, rung: &Rung) -> Result
         .build();
     let docker = patient(docker);
     let answers = docker.build_image(options, None, Some(body_full(context.into())));
-    follow(&format!("building {}", rung.image), progress, answers).await?;
+    follow(&format!("building {}", rung.image), answers).await?;
     ensure!(
         find(&docker, rung.image).await?.is_some(),
         "{} was built, but the engine does not have it",
@@ -138,7 +139,7 @@ async fn build(docker: &Docker, progress: &MultiProgress, rung: &Rung) -> Result
 
 /// # Errors
 /// No registry answers, or it does not have the image.
-pub async fn pull(docker: &Docker, progress: &MultiProgress, image: &str) -> Result<()> {
+pub async fn pull(docker: &Docker, image: &str) -> Result<()> {
     let options = CreateImageOptionsBuilder::new().from_image(image).build();
     let docker = patient(docker);
     let answers = docker.create_image(Some(options), None, None).map(|answer| {
@@ -148,25 +149,13 @@ pub async fn pull(docker: &Docker, progress: &MultiProgress, image: &str) -> Res
             ..Default::default()
         })
     });
-    follow(&format!("pulling {image}"), progress, answers).await
+    follow(&format!("pulling {image}"), answers).await
 }
 
 /// A line that spins, with the latest of the engine's steps, until there are no more.
-async fn follow(
-    what: &str,
-    progress: &MultiProgress,
-    answers: impl Stream<Item = Result<BuildInfo, Error>>,
-) -> Result<()> {
-    let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}")?;
-    let bar = progress.add(ProgressBar::new_spinner().with_style(style).with_prefix(what.to_owned()));
-    bar.enable_steady_tick(Duration::from_millis(100));
-    // For whoever has no terminal, and no bar in it.
-    if bar.is_hidden() {
-        eprintln!("{what}");
-    }
-    let result = last_lines(&bar, answers).await.with_context(|| format!("{what} failed"));
-    bar.finish_and_clear();
-    result
+async fn follow(what: &str, answers: impl Stream<Item = Result<BuildInfo, Error>>) -> Result<()> {
+    let bar = progress::spinner(what);
+    last_lines(&bar, answers).await.with_context(|| format!("{what} failed"))
 }
 
 async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildInfo, Error>>) -> Result<()> {
@@ -181,7 +170,7 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
                 for line in text.lines().filter(|line| !line.trim().is_empty()) {
                     // Docker says `Step 1/9 : FROM …`, podman `STEP 1/9: FROM …`.
                     if line.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("step ")) {
-                        bar.set_message(line.to_owned());
+                        progress::say(bar, line);
                     }
                     last.push_back(line.to_owned());
                     if last.len() > LAST_LINES {
@@ -192,7 +181,7 @@ async fn last_lines(bar: &ProgressBar, answers: impl Stream<Item = Result<BuildI
             }
             Ok(BuildInfo { status, .. }) => {
                 if let Some(status) = status {
-                    bar.set_message(status);
+                    progress::say(bar, &status);
                 }
                 continue;
             }

@@ -51,7 +51,7 @@ impl Limit {
     /// Why the image does not keep to the limit, where it does not. A spread is held by its median; a figure that is not
     /// available keeps to no limit.
     fn excess(&self, image: &Image) -> Option<String> {
-        let (label, key, limit) = (&image.label, self.row.key, self.row.unit.write(self.value));
+        let (label, key, limit) = (&image.label, self.row.key, self.row.unit.write_mark(self.value));
         match (self.row.of)(image) {
             Figure::Value(Reading::Number { value, .. }) if value <= self.value => None,
             Figure::Value(reading) => {

@@ -12,6 +12,7 @@ mod ladder;
 mod limits;
 mod output;
 mod pack;
+mod progress;
 mod report;
 mod results;
 mod signals;

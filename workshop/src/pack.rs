@@ -14,7 +14,6 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,7 +21,7 @@ use bollard::{Docker, models::ImageInspect};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, TryStreamExt};
-use indicatif::{DecimalBytes, MultiProgress, ProgressBar};
+use indicatif::DecimalBytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tar::{EntryType, Header, HeaderMode};
@@ -33,11 +32,11 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-use self::stream::{Meter, Summed, bytes_bar, stop_on_signal};
+use self::stream::{Meter, Summed, stop_on_signal};
 pub use self::unpack::{Arguments as UnpackArguments, run as unpack};
 use crate::{
     engine::{self, Engine},
-    ladder,
+    ladder, progress,
 };
 
 /// Of the archive. A change that an older reader would misunderstand raises it.
@@ -218,15 +217,14 @@ fn directory_of(file: &Path) -> &Path {
 
 /// What is asked for, or the ladder and what it is built on. The engine has all of them in the end.
 async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, ImageInspect)>> {
-    let progress = MultiProgress::new();
     let mut names = wanted.to_vec();
     if wanted.is_empty() {
-        ladder::build_missing(docker, &progress, false).await?;
+        ladder::build_missing(docker, false).await?;
         names.extend(ladder::LADDER.iter().map(|rung| rung.image.to_owned()));
         for base in ladder::base_images()? {
             // BuildKit, for one, keeps base images to itself.
             if engine::find(docker, &base).await?.is_none() {
-                ladder::pull(docker, &progress, &base).await?;
+                ladder::pull(docker, &base).await?;
             }
             names.push(base);
         }
@@ -243,8 +241,7 @@ async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, Image
 /// The crates of the lock file, what tells cargo of them, and what puts them into an image.
 async fn vendor(beside: &Path, stop: &CancellationToken) -> Result<TempDir> {
     let directory = tempfile::Builder::new().prefix(".timber-workshop-").tempdir_in(beside)?;
-    let bar = ProgressBar::new_spinner().with_message("collecting the crates: cargo vendor");
-    bar.enable_steady_tick(Duration::from_millis(100));
+    let bar = progress::spinner("collecting the crates: cargo vendor");
     let mut log = tempfile::tempfile()?;
     let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["vendor", "--locked", "--versioned-dirs"])
@@ -258,7 +255,7 @@ async fn vendor(beside: &Path, stop: &CancellationToken) -> Result<TempDir> {
         .spawn()
         .context("cannot start cargo")?;
     let status = stop.run_until_cancelled(child.wait()).await;
-    bar.finish_and_clear();
+    drop(bar);
     let Some(status) = status else {
         // Before the directory is removed, so that nothing is added to it meanwhile.
         child.kill().await?;
@@ -284,7 +281,7 @@ struct Archive {
 
 impl Archive {
     fn images(&mut self, saved: impl Read, images: &[(String, ImageInspect)]) -> Result<()> {
-        let bar = bytes_bar("saving images", expected_bytes(images));
+        let bar = progress::bytes("saving images", expected_bytes(images));
         let mut saved = Meter::new(saved, &bar, &self.stop);
         self.part(IMAGES, &format!("{} images", images.len()), |out| {
             let mut out = Ending { inner: out, last: [1; ENDING] };
@@ -293,7 +290,6 @@ impl Archive {
             ensure!(out.last == [0; ENDING], "cannot save the images: the engine's archive has no end");
             Ok(())
         })?;
-        bar.finish_and_clear();
         self.manifest.images = images
             .iter()
             .map(|(name, image)| PackedImage {
@@ -306,7 +302,7 @@ impl Archive {
     }
 
     fn directory(&mut self, name: &str, what: &str, directory: &Path) -> Result<()> {
-        let bar = bytes_bar(what, bytes_in(directory)?);
+        let bar = progress::bytes(what, bytes_in(directory)?);
         let meter = (bar.clone(), self.stop.clone());
         self.part(name, what, |out| {
             let mut tar = tar::Builder::new(Meter::new(out, &meter.0, &meter.1));
@@ -316,7 +312,6 @@ impl Archive {
             tar.finish()?;
             Ok(())
         })?;
-        bar.finish_and_clear();
         Ok(())
     }
 

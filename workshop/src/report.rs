@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     baseline, chart,
-    figures::{ROWS, Reading, Row, row_of},
-    results::{Figure, Image, Results},
+    figures::{ONCE, ROWS, Reading, Row, row_of},
+    results::{DATE, Figure, Image, Results},
+    table::unbreakable,
     units::{Unit, number},
 };
 
@@ -68,7 +69,8 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
             lanes => Serde(lanes(results)),
             lines => Serde(lines(results, baseline)),
             here => here(results),
-            legend => baseline.map(|earlier| format!("{} It is of {}.", baseline::LEGEND, earlier.begun)),
+            legend => baseline.map(baseline::legend),
+            once => ONCE,
             results => Serde(results),
             facts => Serde(facts(results)),
             file => serde_json::to_string_pretty(results)?,
@@ -106,7 +108,8 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
             Cell { figure: "not available".to_owned(), reason: Some(reason), change: None, best: false }
         }
         Figure::Value(reading) => Cell {
-            figure: row.write(&reading),
+            // Behind a dash even a space that does not break may (UAX 14, rule LB12a); a word joiner holds.
+            figure: unbreakable(&row.write(&reading)).replace('–', "–\u{2060}"),
             reason: None,
             change: baseline
                 .and_then(|baseline| baseline::same_image(baseline, image))
@@ -120,7 +123,7 @@ fn lanes(results: &Results) -> Vec<Lane> {
     let row = |key| row_of(key).expect("the catalogue has it");
     let (start, process) = (row("start"), row("process"));
     let extents: Vec<_> =
-        results.images.iter().map(|image| (start.of)(image).value().and_then(Reading::extent)).collect();
+        results.images.iter().map(|image| (start.of)(image).value().and_then(Reading::plausible)).collect();
     let lane = |(index, image): (usize, &Image)| {
         let figure = (start.of)(image);
         let seconds = figure.value().and_then(Reading::value);
@@ -158,7 +161,7 @@ fn here(results: &Results) -> Option<String> {
     let (pull, start) = (row_of("pull")?, row_of("start")?);
     let both = results.images.iter().filter_map(|image| {
         let (pull, start) = ((pull.of)(image), (start.of)(image));
-        Some((pull.value()?.value()?, start.value()?.value()?, start.value()?.extent()?, &image.label))
+        Some((pull.value()?.value()?, start.value()?.value()?, start.value()?.plausible()?, &image.label))
     });
     let mut both: Vec<_> = both.collect();
     both.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -212,6 +215,6 @@ pub fn facts(results: &Results) -> Facts {
             engine.cgroup_version,
             if engine.rootless { ", rootless" } else { "" }
         ),
-        date: results.begun.strftime("%-d %B %Y, %H:%M UTC").to_string(),
+        date: results.begun.strftime(DATE).to_string(),
     }
 }

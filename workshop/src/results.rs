@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// How a moment is written for people, in UTC.
+pub const DATE: &str = "%-d %B %Y, %H:%M UTC";
+
 /// Of the file's format. A change that an older reader would misunderstand raises it.
 pub const FORMAT: u32 = 1;
 
@@ -190,7 +193,7 @@ impl Image {
     /// With nothing known yet.
     pub fn unmeasured(name: &str, label: &str) -> Self {
         fn none<T>() -> Figure<T> {
-            Figure::NotAvailable("not measured".to_owned())
+            Figure::NotAvailable("the image failed before this was measured".to_owned())
         }
         Image {
             name: name.to_owned(),

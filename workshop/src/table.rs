@@ -6,10 +6,12 @@ use anyhow::Result;
 use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
 };
+use console::Term;
 
 use crate::{
     baseline,
-    figures::{ROWS, Reading, Row},
+    figures::{ONCE, ROWS, Range, Reading, Row},
+    progress::width,
     results::{Figure, Image, Results},
 };
 
@@ -31,7 +33,7 @@ impl Look {
     pub fn of_stdout() -> Self {
         let says = |name| env::var_os(name).filter(|value| !value.is_empty());
         Look {
-            width: Table::new().width(),
+            width: width(&Term::stdout()),
             colours: io::stdout().is_terminal()
                 && says("NO_COLOR").is_none()
                 && says("TERM").is_none_or(|term| term != "dumb"),
@@ -71,10 +73,36 @@ pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String
         text += &table.trim_fmt().replace('\u{a0}', " ");
         text.push('\n');
     }
-    if look.colours {
+    if look.colours && results.images.len() > 1 {
         text += "Bold green is the best; several are where their ranges overlap.\n";
     }
-    append_notes(&mut text, results, baseline, &footnotes, clean);
+    for note in notes(results, baseline, &footnotes, clean) {
+        text += &wrap(&note, look.width);
+        text.push('\n');
+    }
+    text
+}
+
+/// Between words, as wide as the terminal; what follows a line's first is indented.
+pub fn wrap(line: &str, width: Option<u16>) -> String {
+    let width = width.map_or(usize::MAX, usize::from);
+    let indent = " ".repeat(2 + line.len() - line.trim_start().len());
+    textwrap::fill(line, textwrap::Options::new(width).subsequent_indent(&indent))
+}
+
+/// A name that is longer than a column, in lines that end where a reader would take a breath.
+fn in_lines(name: &str, width: usize) -> String {
+    let parts = name.split_inclusive(['/', ':', '-', '_', '@']);
+    let (mut text, mut length) = (String::new(), 0);
+    for part in parts {
+        let part_length = part.chars().count();
+        if length > 0 && length + part_length > width {
+            text.push('\n');
+            length = 0;
+        }
+        text += part;
+        length += part_length;
+    }
     text
 }
 
@@ -97,9 +125,12 @@ fn of_images(
         table.enforce_styling();
     }
     table.style_mut().row_separator = comfy_table::LineStyle::none();
+    let column = look
+        .width
+        .map_or(usize::MAX, |width| usize::from(width.saturating_sub(NAMES + 2)) / images.len().max(1) - 2);
     table.set_header(std::iter::once(Cell::new("")).chain(images.iter().map(|image| {
-        let cell =
-            Cell::new(clean(&image.label)).add_attribute(Attribute::Bold).set_alignment(CellAlignment::Right);
+        let label = in_lines(&clean(&image.label), column);
+        let cell = Cell::new(label).add_attribute(Attribute::Bold).set_alignment(CellAlignment::Right);
         if image.failure.is_some() { cell.fg(Color::Red) } else { cell }
     })));
     let mut group = "";
@@ -128,7 +159,7 @@ fn cell(row: &Row, image: &Image, baseline: Option<&Results>, footnotes: &mut Fo
         Figure::Value(reading) => {
             let written = unbreakable(&row.write(&reading));
             match change_of(row, image, &reading, baseline) {
-                Some(change) => format!("{written} ({})", change.replace(' ', "\u{a0}")),
+                Some(change) => format!("{written}, {}", change.replace(' ', "\u{a0}")),
                 None => written,
             }
         }
@@ -141,7 +172,7 @@ fn change_of(row: &Row, image: &Image, reading: &Reading, baseline: Option<&Resu
 }
 
 /// A number stays with its unit, and a bracket whole; between the two a line may break.
-fn unbreakable(figure: &str) -> String {
+pub fn unbreakable(figure: &str) -> String {
     match figure.split_once(" (") {
         Some((value, range)) if range.contains('–') => {
             format!("{} ({}", value.replace(' ', "\u{a0}"), range.replace(' ', "\u{a0}"))
@@ -151,18 +182,22 @@ fn unbreakable(figure: &str) -> String {
     }
 }
 
-fn append_notes(
-    text: &mut String,
+/// A line each.
+fn notes(
     results: &Results,
     baseline: Option<&Results>,
     footnotes: &Footnotes,
     escape: fn(&str) -> String,
-) {
-    // Writing to a string cannot fail.
-    let mut line = |content: String| _ = writeln!(text, "{content}");
-    line(format!("Medians of {} runs, the lowest and the highest in brackets.", results.settings.runs));
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = |content: String| lines.push(content);
+    line(match results.settings.runs {
+        1 => "Starts and stops were measured once.".to_owned(),
+        runs => format!("Medians of {runs} runs, the lowest and the highest in brackets."),
+    });
+    line(ONCE.to_owned());
     if let Some(baseline) = baseline {
-        line(format!("{} It is of {}.", baseline::LEGEND, baseline.begun));
+        line(baseline::legend(baseline));
     }
     for (index, reason) in footnotes.0.iter().enumerate() {
         line(format!("[{}] not available: {}", index + 1, escape(reason)));
@@ -176,6 +211,7 @@ fn append_notes(
             line(format!("{label}: {}", escape(note)));
         }
     }
+    lines
 }
 
 /// What comes from an image is not to steer the terminal.
@@ -201,10 +237,8 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
         }
         text.push('\n');
     }
-    let mut notes = String::new();
-    append_notes(&mut notes, results, baseline, &footnotes, escape_markdown);
     text.push('\n');
-    for note in notes.lines() {
+    for note in notes(results, baseline, &footnotes, escape_markdown) {
         _ = writeln!(text, "- {note}");
     }
     text
@@ -251,8 +285,10 @@ fn fields(figure: &Figure<Reading>) -> [String; 4] {
         Figure::NotAvailable(reason) => ["", "", "", reason].map(str::to_owned),
         Figure::Value(Reading::Words(words)) => [words, "", "", ""].map(str::to_owned),
         Figure::Value(Reading::Number { value, range, .. }) => {
-            let [lowest, highest] =
-                range.map_or(Default::default(), |ends| [ends.0, ends.1].map(|end| end.to_string()));
+            let [lowest, highest] = match range {
+                Range::Between(lowest, highest) => [lowest, highest].map(f64::to_string),
+                Range::None | Range::Unknown => Default::default(),
+            };
             [value.to_string(), lowest, highest, String::new()]
         }
     }

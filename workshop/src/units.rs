@@ -46,7 +46,7 @@ impl Unit {
         }
     }
 
-    /// Three digits that count, and the unit: `882 kB`, `0.352 s`.
+    /// Three digits that count, and the unit: `882 kB`, `0.352 s`, `7.00 ms`.
     pub fn write(self, value: f64) -> String {
         let (scaled, suffix) = self.scaled(value, value);
         format!("{scaled}{suffix}")
@@ -58,6 +58,12 @@ impl Unit {
         format!("{} ({} – {})", self.write(value), part(lowest), part(highest))
     }
 
+    /// Of a scale or a limit, where the numbers are round: `1 ms`.
+    pub fn write_mark(self, value: f64) -> String {
+        let (scaled, suffix) = self.scaled(value, value);
+        format!("{}{suffix}", without_zeros(&scaled))
+    }
+
     /// `value` in the unit that suits `example`, and that unit.
     fn scaled(self, value: f64, example: f64) -> (String, &'static str) {
         let of = |scales: &[(f64, &'static str, f64)]| {
@@ -67,7 +73,11 @@ impl Unit {
             (three_digits(value / scale), *suffix)
         };
         match self {
-            Unit::Bytes => of(&BYTES),
+            // 79.0 MB is 79 MB, as Docker has it.
+            Unit::Bytes => {
+                let (digits, suffix) = of(&BYTES);
+                (without_zeros(&digits).to_owned(), suffix)
+            }
             Unit::Seconds if example == 0.0 => (three_digits(value), " s"),
             Unit::Seconds => of(&SECONDS),
             Unit::PerSecond => (thousands(value), "/s"),
@@ -115,9 +125,11 @@ fn three_digits(value: f64) -> String {
         size if size >= 0.9995 => 2,
         _ => 3,
     };
-    let text = format!("{value:.decimals$}");
-    // 79.0 MB is 79 MB, as Docker has it.
-    text.strip_suffix(".00").or_else(|| text.strip_suffix(".0")).unwrap_or(&text).to_owned()
+    format!("{value:.decimals$}")
+}
+
+fn without_zeros(digits: &str) -> &str {
+    digits.strip_suffix(".00").or_else(|| digits.strip_suffix(".0")).unwrap_or(digits)
 }
 
 fn thousands(value: f64) -> String {
@@ -168,7 +180,7 @@ mod tests {
             assert_eq!(Unit::Seconds.write(seconds), text);
         }
         assert_eq!(Unit::Seconds.write_range(0.35, (0.0931, 1.41)), "0.350 s (0.093 – 1.41)");
-        assert_eq!(Unit::Seconds.write_range(0.0123, (0.0, 0.02)), "12.3 ms (0 – 20)");
+        assert_eq!(Unit::Seconds.write_range(0.0123, (0.0, 0.02)), "12.3 ms (0 – 20.0)");
         assert_eq!(Unit::PerSecond.write(48_210.4), "48,210/s");
         assert_eq!(Unit::Count.write(1_234_567.0), "1,234,567");
         assert_eq!(Unit::Count.write(0.1), "0.1");

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use console::Term;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::SignedDuration;
 use tokio::{
@@ -26,7 +27,11 @@ use tokio_util::sync::CancellationToken;
 use client::{Connection, Progress, Target};
 use tally::{Connections, Event, Tally};
 
-use crate::signals::Signals;
+use crate::{
+    progress::{fit, width},
+    signals::Signals,
+    table::wrap,
+};
 
 const HELP: &str = "\
 A request is good if all of an answer with status 200 came in time. Any other is lost. The summary tells them apart by \
@@ -149,7 +154,10 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 
 fn report(tally: &Tally, format: Format) -> Result<ExitCode> {
     let summary = match format {
-        Format::Text => tally.to_string(),
+        Format::Text => {
+            let lines = tally.to_string();
+            lines.lines().map(|line| wrap(line, width(&Term::stdout()))).collect::<Vec<_>>().join("\n")
+        }
         Format::Json => serde_json::to_string_pretty(tally)?,
     };
     writeln!(io::stdout(), "{summary}").context("cannot write the summary")?;
@@ -227,7 +235,7 @@ struct View(Option<ProgressBar>);
 
 impl View {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
+        let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
         View(io::stderr().is_terminal().then(|| ProgressBar::new_spinner().with_style(style)))
     }
 
@@ -238,7 +246,7 @@ impl View {
     fn show(&self, status: &str) {
         match &self.0 {
             Some(bar) => {
-                bar.set_message(status.to_owned());
+                bar.set_message(fit(status, 0));
                 bar.tick();
             }
             None => self.line(status),
@@ -248,7 +256,7 @@ impl View {
     /// One that stays.
     fn line(&self, line: &str) {
         match &self.0 {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(wrap(line, width(&Term::stderr()))),
             None => _ = writeln!(io::stderr(), "{line}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -93,18 +93,4 @@ pub fn stop_on_signal() -> Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(stop)
-}
-
-/// Of a phase that moves about this many bytes.
-pub fn bytes_bar(phase: &str, bytes: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{prefix:24} {bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {msg}",
-    );
-    let bar =
-        ProgressBar::new(bytes).with_prefix(phase.to_owned()).with_style(style.expect("a valid template"));
-    // For whoever has no terminal, and no bar in it.
-    if bar.is_hidden() {
-        eprintln!("{phase}");
-    }
-    bar
 }

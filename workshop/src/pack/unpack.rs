@@ -20,9 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, directory_of,
-    stream::{Meter, Summed, bytes_bar, stop_on_signal},
+    stream::{Meter, Summed, stop_on_signal},
 };
-use crate::engine::{self, Engine};
+use crate::{
+    engine::{self, Engine},
+    progress,
+};
 
 /// More than any manifest has: an archive from elsewhere is not to fill the memory.
 const MOST_MANIFEST_BYTES: u64 = 1 << 20;
@@ -121,7 +124,7 @@ async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationTo
 
 /// What the archive says that it has, and where that is. All parts are there, with the right sums, and no others.
 fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMap<String, Place>)> {
-    let bar = bytes_bar("checking", file.metadata()?.len());
+    let bar = progress::bytes("checking", file.metadata()?.len());
     let mut archive = tar::Archive::new(Meter::new(file, &bar, stop));
     let (mut manifest, mut found) = (None, BTreeMap::new());
     for entry in archive.entries()? {
@@ -148,7 +151,6 @@ fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMa
             ensure!(found.insert(name.clone(), (place, sum)).is_none(), "{name} is there twice");
         }
     }
-    bar.finish_and_clear();
     let manifest = manifest.context("it has no manifest")?;
     let mut places = BTreeMap::new();
     for part in &manifest.parts {
@@ -165,7 +167,7 @@ fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMa
 
 /// Files and directories below `directory`, nothing else, nothing elsewhere.
 fn extract(file: &mut File, place: Place, directory: &Path, stop: &CancellationToken) -> Result<()> {
-    let bar = bytes_bar("unpacking", place.bytes);
+    let bar = progress::bytes("unpacking", place.bytes);
     file.seek(SeekFrom::Start(place.start))?;
     let compressed = Meter::new(file.take(place.bytes), &bar, stop);
     let mut archive = tar::Archive::new(GzDecoder::new(compressed));
@@ -182,13 +184,12 @@ fn extract(file: &mut File, place: Place, directory: &Path, stop: &CancellationT
         );
         ensure!(entry.unpack_in(directory)?, "it has {}, which is refused", path.display());
     }
-    bar.finish_and_clear();
     Ok(())
 }
 
 /// Unpacked on the way: Docker Engine would do that itself, podman's engine would not.
 async fn load(docker: &Docker, mut file: File, place: Place, stop: &CancellationToken) -> Result<()> {
-    let bar = bytes_bar("loading images", place.bytes);
+    let bar = progress::bytes("loading images", place.bytes);
     file.seek(SeekFrom::Start(place.start))?;
     let mut images = GzDecoder::new(Meter::new(file.take(place.bytes), &bar, stop));
     let (sender, mut receiver) = mpsc::channel(4);
@@ -216,9 +217,8 @@ async fn load(docker: &Docker, mut file: File, place: Place, stop: &Cancellation
             bail!("the engine does not take the images: {}", detail.message.unwrap_or_default());
         }
         if let Some(status) = answer.status {
-            bar.set_message(status);
+            progress::say(&bar, &status);
         }
     }
-    bar.finish_and_clear();
     Ok(())
 }

@@ -270,18 +270,21 @@ impl Tally {
         for (answerer, _) in recent {
             *releases.entry(or_unknown(answerer.release.as_deref())).or_default() += 1;
         }
-        let releases: Vec<_> =
-            releases.iter().map(|(release, hosts)| format!("{release} on {hosts}")).collect();
+        let hosts = |count| if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
+        let releases: Vec<_> = releases
+            .iter()
+            .map(|(release, count)| format!("release {release} on {}", hosts(*count)))
+            .collect();
         let releases = if releases.is_empty() { "nobody".to_owned() } else { releases.join(", ") };
         let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
         for (key, row) in &self.losses {
             *causes.entry(key.cause).or_default() += row.count;
         }
         let causes: Vec<_> = causes.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-        let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
+        let causes = if causes.is_empty() { String::new() } else { format!("; lost: {}", causes.join(", ")) };
         let Tally { good, lost, .. } = self;
         let under_way = if under_way > 0 { format!(", {under_way} under way") } else { String::new() };
-        format!("{now:.1} s: {good} good, {lost} lost{causes}{under_way}; answering: {releases}")
+        format!("{now:.1} s: {good} good, {lost} lost{under_way}; answering: {releases}{causes}")
     }
 
     pub fn seconds_at(&self, instant: Instant) -> f64 {
@@ -300,6 +303,9 @@ fn or_unknown(name: Option<&str>) -> String {
 
 impl fmt::Display for Answerer {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if *self == Answerer::default() {
+            return f.write_str("a service that names neither release nor host");
+        }
         let [release, host] = [&self.release, &self.host].map(|name| or_unknown(name.as_deref()));
         write!(f, "release {release} on host {host}")
     }

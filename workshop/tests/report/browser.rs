@@ -119,6 +119,13 @@ fn the_page_works_and_asks_nobody_for_anything() {
     browser.picture("report-dark");
     browser.media("light");
 
+    browser.size(1280, 1080);
+    let hidden = "(box => box.scrollWidth - box.clientWidth)(document.querySelector('.scroll'))";
+    assert_eq!(
+        browser.script(hidden),
+        json!(0),
+        "the best column is not to be out of sight on a common projector"
+    );
     for width in [390, 1920] {
         browser.size(width, 1080);
         let over = browser.script("document.documentElement.scrollWidth - innerWidth");

@@ -128,8 +128,8 @@ fn a_baseline_shows_what_changed() {
     });
     let earlier = earlier.to_str().unwrap();
     let text = stdout(&show(Path::new(RESULTS), &["--baseline", earlier]));
-    assert!(text.contains("882 kB (+0.1 %)"), "{text}");
-    assert!(text.contains("0.192 s (0.187 – 0.205) (≈)"), "{text}");
+    assert!(text.contains("882 kB, +0.1 %"), "{text}");
+    assert!(text.contains("0.192 s (0.187 – 0.205), ≈"), "{text}");
     assert!(text.contains("≈ where both ranges overlap"), "{text}");
 
     let csv = stdout(&show(Path::new(RESULTS), &["--baseline", earlier, "--format", "csv"]));
