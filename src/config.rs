@@ -92,7 +92,7 @@ impl Config {
         let timeout = || duration().ok().filter(|duration| !duration.is_zero()).ok_or(TIMEOUT);
         match name {
             "PORT" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
-            "bind" => (self.host, self.bind_port) = bind(value).ok_or(BIND)?,
+            "bind" => (self.host, self.bind_port) = host_and_port(value).ok_or(BIND)?,
             "workers" => self.workers = Some(count()?),
             "drain-delay" => self.drain_delay = duration()?,
             "drain-deadline" => self.drain_deadline = duration()?,
@@ -170,7 +170,7 @@ fn is_service_link(name: &str, value: &str) -> bool {
 }
 
 /// The host and the port of what may be either or both. An IPv6 address stands in brackets or, without a port, bare.
-pub fn bind(value: &str) -> Option<(Option<String>, Option<u16>)> {
+pub fn host_and_port(value: &str) -> Option<(Option<String>, Option<u16>)> {
     if value.parse::<Ipv6Addr>().is_ok() {
         return Some((Some(value.to_owned()), None));
     }

@@ -47,7 +47,8 @@ fn own_addresses(config: &Config) -> Result<Vec<SocketAddr>, String> {
 fn parse(url: &str) -> Option<(Vec<SocketAddr>, &str, &str)> {
     let rest = url.strip_prefix("http://").filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let (host, port) = config::bind(authority)?;
+    let is_bare = authority.parse::<Ipv6Addr>().is_ok(); // RFC 3986 section 3.2.2 demands brackets
+    let (host, port) = config::host_and_port(authority).filter(|_| !is_bare)?;
     let address = SocketAddr::new(address(&host?)?, port.unwrap_or(80));
     Some((vec![address], authority, if path.is_empty() { "/" } else { path }))
 }

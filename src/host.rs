@@ -1,6 +1,6 @@
 //! What the process can see of the container around it: user, root file system, limits.
 //!
-//! All of it is read from files, below a root that tests replace. Whatever is not there (no `/proc`, another
+//! Read from files, the facts of the start-up lines below a root that tests replace. Whatever is not there (no `/proc`, another
 //! cgroup layout) is none, never an error: the service runs without it.
 
 use std::path::{Path, PathBuf};

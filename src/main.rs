@@ -1,4 +1,4 @@
-//! The process edge: arguments, variables, signals and the exit code. Nothing else touches the process.
+//! The process edge: arguments, variables, signals and the exit code.
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};

@@ -50,6 +50,8 @@ fn says_why_it_is_not_healthy() {
         ("https://localhost", "expected http://ADDRESS"),
         ("localhost:8000", "expected http://ADDRESS"),
         ("http://", "expected http://ADDRESS"),
+        ("http://::1/", "expected http://ADDRESS"),
+        ("http://::1:8000/healthz", "expected http://ADDRESS"),
         ("http://a\r\nb", "expected http://ADDRESS"),
     ] {
         let (code, line) = probe(&[url], &none);
