@@ -73,8 +73,8 @@ mod tests {
         assert_eq!(change_of(&[0.30, 0.40, 0.41], &[0.48, 0.50, 0.51]), "+25.0 %");
         assert_eq!(change_of(&[0.48, 0.50, 0.51], &[0.30, 0.40, 0.41]), "-20.0 %");
         // Measured once.
-        assert_eq!(change_of(&[0.3], &[0.39]), "≈");
-        assert_eq!(change_of(&[0.3], &[0.45]), "+50.0 %");
+        assert_eq!(change_of(&[0.3], &[0.55]), "≈");
+        assert_eq!(change_of(&[0.3], &[0.75]), "+150 %");
     }
 
     #[test]

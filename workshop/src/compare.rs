@@ -19,6 +19,7 @@ use crate::{
     results::{Figure, Image, Memory, Results, Settings, Size, Spread, Work},
     signals::Signals,
     subject::Subject,
+    table,
 };
 
 /// Before the load that counts. Caches and connections fill meanwhile.
@@ -97,6 +98,12 @@ async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>)
     for subject in subjects {
         comparison.add(subject).await;
     }
+    // What is known to be wrong is not told only at the end.
+    for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
+        if let Some(failure) = failure {
+            eprintln!("{}", table::clean(&format!("{label}: {failure}")));
+        }
+    }
     comparison.sizes().await;
     comparison.starts().await;
     comparison.work().await;
@@ -169,9 +176,6 @@ impl Comparison<'_> {
                 image.id = found.id.unwrap_or_default();
             }
             Err(error) => image.failure = Some(format!("{error:#}")),
-        }
-        if let Some(failure) = &image.failure {
-            eprintln!("{}: {failure}; the others are measured", subject.label);
         }
         self.rows.push(Row { subject, port, image });
     }

@@ -73,7 +73,7 @@ pub fn unknown(limits: &[Limit], images: &[(&str, &str)]) -> Vec<String> {
     let is_unknown = |limit: &&Limit| !images.iter().any(|(name, label)| limit.is_for(name, label));
     let tell = |limit: &Limit| {
         let (image, key) = (limit.image.as_ref()?, limit.row.key);
-        Some(format!("{image}: no image has this name or label, so {key} is limited of none"))
+        Some(format!("{image}: no image has this name or label, so its limit of {key} limits nothing"))
     };
     limits.iter().filter(is_unknown).filter_map(tell).collect()
 }
@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(
             failures(&["other:3/size=1GB"]),
-            ["other:3: no image has this name or label, so size is limited of none"]
+            ["other:3: no image has this name or label, so its limit of size limits nothing"]
         );
     }
 

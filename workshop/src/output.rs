@@ -128,7 +128,7 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
     baseline?;
     files?;
     if let Some(directory) = directory {
-        eprintln!("wrote results.json, report.html, report.svg and report.png to {}/", directory.display());
+        eprintln!("wrote results.json, report.html, report.svg and report.png to {}", directory.display());
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -2,13 +2,10 @@
 
 use std::{fmt, ops::Deref, time::Duration};
 
-use console::{Term, truncate_str};
+use console::Term;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::units::number;
-
-/// Columns of a bar without its message.
-const BAR: usize = 58;
 
 /// Cleared when it is dropped, even if a thread that is not yet told to end has a clone of what is in it.
 pub struct Bar(ProgressBar);
@@ -29,7 +26,7 @@ impl Drop for Bar {
 
 /// `count` says in indicatif's words how far it is.
 pub fn bar(phase: &str, length: u64, count: &str) -> Bar {
-    let template = format!("{{spinner}} {{prefix}} {{bar:16}} {count}{{left}}{{msg}}");
+    let template = format!("{{spinner}} {{prefix}} {{bar:16}} {count}{{left}}{{wide_msg}}");
     start(ProgressBar::new(length), phase, &template)
 }
 
@@ -40,7 +37,7 @@ pub fn bytes(phase: &str, bytes: u64) -> Bar {
 
 /// Of what takes as long as it takes.
 pub fn spinner(phase: &str) -> Bar {
-    start(ProgressBar::new_spinner(), phase, "{spinner} {prefix} {elapsed}{msg}")
+    start(ProgressBar::new_spinner(), phase, "{spinner} {prefix} {elapsed}{wide_msg}")
 }
 
 fn start(bar: ProgressBar, phase: &str, template: &str) -> Bar {
@@ -69,25 +66,10 @@ fn left(state: &ProgressState, line: &mut dyn fmt::Write) {
 
 /// Tells in the bar what it is at.
 pub fn say(bar: &ProgressBar, what: &str) {
-    bar.set_message(fit(&format!(": {what}"), BAR));
-}
-
-/// As much as fits into the terminal's line beside what takes `taken` columns.
-pub fn fit(text: &str, taken: usize) -> String {
-    let columns = width(&Term::stderr()).unwrap_or(80);
-    truncate_str(text, usize::from(columns).saturating_sub(taken), "…").into_owned()
+    bar.set_message(format!(": {what}"));
 }
 
 /// None is as wide as it takes.
 pub fn width(terminal: &Term) -> Option<u16> {
     terminal.size_checked().map(|(_, columns)| columns)
-}
-
-/// A terminal shows the Ctrl-C that is typed, in a line below the bar. Back in the bar's line, that can be cleared.
-pub fn back_from_interrupt() {
-    let terminal = Term::stderr();
-    if terminal.is_term() {
-        // What cannot be cleared stays to be seen.
-        _ = terminal.clear_line().and_then(|()| terminal.move_cursor_up(1));
-    }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     baseline, chart,
-    figures::{ONCE, ROWS, Reading, Row, row_of},
+    figures::{ROWS, Reading, Row, once, row_of},
     results::{DATE, Figure, Image, Results},
     table::unbreakable,
     units::{Unit, number},
@@ -70,7 +70,7 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
             lines => Serde(lines(results, baseline)),
             here => here(results),
             legend => baseline.map(baseline::legend),
-            once => ONCE,
+            once => once(results.settings.runs),
             results => Serde(results),
             facts => Serde(facts(results)),
             file => serde_json::to_string_pretty(results)?,
@@ -113,7 +113,8 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
             reason: None,
             change: baseline
                 .and_then(|baseline| baseline::same_image(baseline, image))
-                .and_then(|before| baseline::change(row, &reading, before)),
+                .and_then(|before| baseline::change(row, &reading, before))
+                .map(|change| change.replace(' ', "\u{a0}")),
             best,
         },
     }

@@ -4,8 +4,6 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::progress;
-
 /// From here on neither ends the process by itself.
 pub struct Signals {
     interrupt: Signal,
@@ -25,10 +23,7 @@ impl Signals {
     /// What the next one has done to the process.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.interrupt.recv() => {
-                progress::back_from_interrupt();
-                "interrupted"
-            }
+            _ = self.interrupt.recv() => "interrupted",
             _ = self.terminate.recv() => "terminated",
         }
     }

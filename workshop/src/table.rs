@@ -10,7 +10,7 @@ use console::Term;
 
 use crate::{
     baseline,
-    figures::{ONCE, ROWS, Range, Reading, Row},
+    figures::{ROWS, Range, Reading, Row, once},
     progress::width,
     results::{Figure, Image, Results},
 };
@@ -87,7 +87,12 @@ pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String
 pub fn wrap(line: &str, width: Option<u16>) -> String {
     let width = width.map_or(usize::MAX, usize::from);
     let indent = " ".repeat(2 + line.len() - line.trim_start().len());
-    textwrap::fill(line, textwrap::Options::new(width).subsequent_indent(&indent))
+    textwrap::fill(
+        line,
+        textwrap::Options::new(width)
+            .subsequent_indent(&indent)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation),
+    )
 }
 
 /// A name that is longer than a column, in lines that end where a reader would take a breath.
@@ -125,9 +130,9 @@ fn of_images(
         table.enforce_styling();
     }
     table.style_mut().row_separator = comfy_table::LineStyle::none();
-    let column = look
-        .width
-        .map_or(usize::MAX, |width| usize::from(width.saturating_sub(NAMES + 2)) / images.len().max(1) - 2);
+    let column = look.width.map_or(usize::MAX, |width| {
+        (usize::from(width.saturating_sub(NAMES + 2)) / images.len().max(1)).saturating_sub(2)
+    });
     table.set_header(std::iter::once(Cell::new("")).chain(images.iter().map(|image| {
         let label = in_lines(&clean(&image.label), column);
         let cell = Cell::new(label).add_attribute(Attribute::Bold).set_alignment(CellAlignment::Right);
@@ -191,11 +196,11 @@ fn notes(
 ) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = |content: String| lines.push(content);
-    line(match results.settings.runs {
-        1 => "Starts and stops were measured once.".to_owned(),
-        runs => format!("Medians of {runs} runs, the lowest and the highest in brackets."),
-    });
-    line(ONCE.to_owned());
+    let runs = results.settings.runs;
+    if runs > 1 {
+        line(format!("Medians of {runs} runs, the lowest and the highest in brackets."));
+    }
+    line(once(runs));
     if let Some(baseline) = baseline {
         line(baseline::legend(baseline));
     }
@@ -312,6 +317,10 @@ mod tests {
         assert!(widest(&results, 80) <= 80);
         results.images[1].label =
             "registry.example/a/team/with/a/long/name/timber-tutorial:1.2.3-rc.4".repeat(3);
+        // Narrower, it only has to come.
+        for width in [1, 20, 23] {
+            widest(&results, width);
+        }
         for width in [40, 60, 80, 100, 200] {
             assert!(widest(&results, width) <= usize::from(width), "{width}");
         }

@@ -27,11 +27,7 @@ use tokio_util::sync::CancellationToken;
 use client::{Connection, Progress, Target};
 use tally::{Connections, Event, Tally};
 
-use crate::{
-    progress::{fit, width},
-    signals::Signals,
-    table::wrap,
-};
+use crate::{progress::width, signals::Signals, table::wrap};
 
 const HELP: &str = "\
 A request is good if all of an answer with status 200 came in time. Any other is lost. The summary tells them apart by \
@@ -235,7 +231,7 @@ struct View(Option<ProgressBar>);
 
 impl View {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
+        let style = ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
         View(io::stderr().is_terminal().then(|| ProgressBar::new_spinner().with_style(style)))
     }
 
@@ -246,7 +242,7 @@ impl View {
     fn show(&self, status: &str) {
         match &self.0 {
             Some(bar) => {
-                bar.set_message(fit(status, 0));
+                bar.set_message(status.to_owned());
                 bar.tick();
             }
             None => self.line(status),

@@ -9,6 +9,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::{net, net::TcpStream, task::JoinSet, time};
 
+use crate::table::clean;
+
 /// More than any `/version` has. Of a longer body the rest is awaited, but not kept.
 const BODY_LIMIT: usize = 64 * 1024;
 
@@ -261,7 +263,7 @@ async fn read(response: Response<Incoming>) -> (Vec<u8>, hyper::Result<()>) {
 /// So much of a body as fits into a line.
 fn first_words(body: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(body).chars().take(80).collect();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    clean(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 impl Connection {

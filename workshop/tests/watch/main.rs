@@ -250,11 +250,15 @@ fn the_summary_for_people_is_on_stdout() {
 }
 
 #[test]
-fn a_name_cannot_steer_the_terminal() {
-    let server = Server::start(|_, _| Act::Good(r#"{"release": "1\u001b[2J", "hostname": "a\nb"}"#));
+fn an_answer_cannot_steer_the_terminal() {
+    let server = Server::start(|_, n| match n {
+        5 => Act::Unavailable("busy\x1b[2J"),
+        _ => Act::Good(r#"{"release": "1\u001b[2J", "hostname": "a\nb"}"#),
+    });
     let output = run(&[&server.url(), "--duration", "500ms"]);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert!(said.contains("release 1\u{fffd}[2J on host a\u{fffd}b"), "{said}");
+    assert!(said.contains("busy\u{fffd}[2J"), "{said}");
     assert!(!said.contains('\x1b') && !said.contains("a\nb"), "{said:?}");
 }
 
