@@ -1,32 +1,23 @@
 //! Measures images side by side, one phase after the other, so that each image meets the same machine.
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, value_parser};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use tokio::{task, time};
 
 use crate::{
-    client::{Load, Service},
     contents,
-    engine::{Container, Engine},
+    engine::Engine,
     ladder, output, progress,
-    results::{Figure, Image, Memory, Results, Settings, Size, Spread, Work},
+    results::{Figure, Image, Results, Settings, Size, Spread},
     signals::Signals,
     subject::Subject,
     table,
+    trial::{Run, SETTLE, Trial, WARM_UP, Worked},
 };
-
-/// Before the load that counts. Caches and connections fill meanwhile.
-const WARM_UP: Duration = Duration::from_secs(2);
-
-/// From the first answer to the look at idle memory: what only starting took has been given back by then.
-const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub struct Arguments {
@@ -150,12 +141,11 @@ struct Row {
     image: Image,
 }
 
-/// Of one start and stop.
-struct Run {
-    create_to_answer: f64,
-    process_to_answer: Figure<f64>,
-    stop: f64,
-    exit_code: i64,
+impl Row {
+    fn trial<'a>(&'a self, engine: &'a Engine, arguments: &Arguments) -> Trial<'a> {
+        let patience = Duration::from_secs(arguments.ready.into());
+        Trial { engine, subject: &self.subject, port: self.port, patience }
+    }
 }
 
 impl Comparison<'_> {
@@ -203,7 +193,7 @@ impl Comparison<'_> {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
                 progress::say(&bar, &row.subject.label);
                 if row.image.failure.is_none() {
-                    match start_and_stop(self.engine, self.arguments, row).await {
+                    match row.trial(self.engine, self.arguments).start_and_stop().await {
                         Ok(run) => samples.push(run),
                         Err(error) => row.image.failure = Some(format!("{error:#}")),
                     }
@@ -228,12 +218,18 @@ impl Comparison<'_> {
                         bar.inc(1);
                     }
                 };
+                let trial = row.trial(self.engine, self.arguments);
+                let duration = Duration::from_secs(self.arguments.load.into());
                 let worked = tokio::select! {
-                    worked = work(self.engine, self.arguments, row) => worked,
+                    worked = trial.work(self.arguments.connections, duration) => worked,
                     () = seconds => unreachable!("seconds do not end"),
                 };
-                if let Err(error) = worked {
-                    row.image.failure = Some(format!("{error:#}"));
+                match worked {
+                    Ok(Worked { memory, work, note }) => {
+                        (row.image.memory, row.image.work) = (memory, work);
+                        row.image.notes.extend(note.map(str::to_owned));
+                    }
+                    Err(error) => row.image.failure = Some(format!("{error:#}")),
                 }
             }
             bar.set_position(each * end);
@@ -254,89 +250,6 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<con
     engine.save(image, &file, saved).await?;
     let bar = bar.clone();
     task::spawn_blocking(move || contents::read(&file, &|bytes| bar.inc(bytes))).await?
-}
-
-/// A container that is removed, however this ends.
-async fn start_and_stop(engine: &Engine, arguments: &Arguments, row: &Row) -> Result<Run> {
-    let begin = Instant::now();
-    let container = engine.create(&row.subject.name, row.port, row.subject.published).await?;
-    let run = async {
-        let (answered, at) = ready(engine, arguments, row, &container).await?;
-        let process_to_answer = engine.since_start(&container, at).await?;
-        let (stop, exit_code) = engine.stop(&container).await?;
-        Ok(Run {
-            create_to_answer: answered.duration_since(begin).as_secs_f64(),
-            process_to_answer,
-            stop: stop.as_secs_f64(),
-            exit_code,
-        })
-    };
-    let run: Result<_> = run.await;
-    engine.remove(&container.id).await?;
-    run
-}
-
-/// Starts the container, and tells when its first answer with status 200 was complete.
-async fn ready(
-    engine: &Engine,
-    arguments: &Arguments,
-    row: &Row,
-    container: &Container,
-) -> Result<(Instant, Timestamp)> {
-    let service = Service::new(container.port, &row.subject.path);
-    let mut seen = String::from("nobody listened");
-    let answer = async {
-        // Not earlier: an attempt before the container's network is up waits for a whole second, for TCP to try again.
-        engine.start(container).await?;
-        tokio::select! {
-            () = service.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
-            ended = engine.ended(container) => bail!(ended?),
-        }
-    };
-    let patience = Duration::from_secs(arguments.ready.into());
-    match time::timeout(patience, answer).await {
-        Ok(answer) => answer,
-        Err(_) => bail!(
-            "no answer with status 200 to GET {} on port {} within {patience:?}; the last attempt: {seen}",
-            row.subject.path,
-            row.port
-        ),
-    }
-}
-
-async fn work(engine: &Engine, arguments: &Arguments, row: &mut Row) -> Result<()> {
-    let container = engine.create(&row.subject.name, row.port, row.subject.published).await?;
-    let measured = async {
-        ready(engine, arguments, row, &container).await?;
-        time::sleep(SETTLE).await;
-        let idle = engine.usage(&container).await?;
-        let service = Service::new(container.port, &row.subject.path);
-        under_load(engine, &container, service.load(arguments.connections, WARM_UP)).await?;
-        let before = engine.usage(&container).await?;
-        let load = service.load(arguments.connections, Duration::from_secs(arguments.load.into()));
-        let load = under_load(engine, &container, load).await?;
-        let after = engine.usage(&container).await?;
-        Ok((idle, before, load, after))
-    };
-    let measured: Result<_> = measured.await;
-    engine.remove(&container.id).await?;
-    let (idle, before, load, after) = measured?;
-    row.image.notes.extend(idle.memory_note.or(after.memory_note).map(str::to_owned));
-    row.image.work = Work::new(&load, after.cpu_seconds - before.cpu_seconds, engine.machine.cpus);
-    row.image.memory = Memory { idle: idle.memory, loaded: after.memory };
-    Ok(())
-}
-
-/// A container that dies under it has failed.
-async fn under_load(
-    engine: &Engine,
-    container: &Container,
-    load: impl Future<Output = Result<Load>>,
-) -> Result<Load> {
-    tokio::select! {
-        load = load => load,
-        ended = engine.ended(container) => bail!("under load {}", ended?),
-    }
 }
 
 impl Image {
@@ -383,39 +296,5 @@ impl Size {
             Figure::Value(contents) => contents.packages,
             Figure::NotAvailable(reason) => Figure::NotAvailable(reason),
         };
-    }
-}
-
-impl Work {
-    #[expect(clippy::cast_precision_loss, reason = "counts of requests and microseconds fit")]
-    fn new(load: &Load, cpu_seconds: f64, cpus: u64) -> Self {
-        let (seconds, requests) = (load.elapsed.as_secs_f64(), load.latencies.len());
-        let quantile = |quantile| match requests {
-            0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
-            _ => Figure::Value(load.latencies.value_at_quantile(quantile) as f64 / 1e6),
-        };
-        let (ours, theirs) = (load.cpu_seconds / seconds, cpu_seconds / seconds);
-        let bottleneck = if ours > theirs {
-            Some("it could have answered more")
-        } else if theirs < 0.8 && theirs < cpus as f64 / 2.0 {
-            Some("the way to it, such as the engine's forwarding of the port, was the limit")
-        } else {
-            None
-        };
-        Work {
-            requests_per_second: Figure::Value(requests as f64 / seconds),
-            p50_seconds: quantile(0.5),
-            p99_seconds: quantile(0.99),
-            requests: Figure::Value(requests + load.errors),
-            errors: Figure::Value(load.errors),
-            cpu_seconds_per_request: match requests {
-                0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
-                _ => Figure::Value(cpu_seconds / (requests + load.errors) as f64),
-            },
-            generator_cpus: Figure::Value(ours),
-            generator_was_the_bottleneck: bottleneck.map(|why| {
-                format!("the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: {why}")
-            }),
-        }
     }
 }

@@ -19,6 +19,7 @@ mod signals;
 mod slide;
 mod subject;
 mod table;
+mod trial;
 mod units;
 mod watch;
 

@@ -19,7 +19,8 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT, directory_of,
+    archive::{CRATES, FORMAT, IMAGES, MANIFEST, Manifest, REPORT},
+    directory_of,
     stream::{Meter, Summed, stop_on_signal},
 };
 use crate::{

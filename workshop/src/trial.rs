@@ -1,0 +1,160 @@
+//! One container at a time: started, asked, stopped, and removed however that ends.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use jiff::Timestamp;
+use tokio::time;
+
+use crate::{
+    client::{Load, Service},
+    engine::{Container, Engine},
+    results::{Figure, Memory, Work},
+    subject::Subject,
+};
+
+/// Before the load that counts. Caches and connections fill meanwhile.
+pub const WARM_UP: Duration = Duration::from_secs(2);
+
+/// From the first answer to the look at idle memory: what only starting took has been given back by then.
+pub const SETTLE: Duration = Duration::from_secs(1);
+
+pub struct Trial<'a> {
+    pub engine: &'a Engine,
+    pub subject: &'a Subject,
+    /// Inside the container.
+    pub port: u16,
+    /// For the first answer.
+    pub patience: Duration,
+}
+
+/// Of one start and stop.
+pub struct Run {
+    pub create_to_answer: f64,
+    pub process_to_answer: Figure<f64>,
+    pub stop: f64,
+    pub exit_code: i64,
+}
+
+/// Of one container under load.
+pub struct Worked {
+    pub memory: Memory,
+    pub work: Work,
+    pub note: Option<&'static str>,
+}
+
+impl Trial<'_> {
+    pub async fn start_and_stop(&self) -> Result<Run> {
+        let begin = Instant::now();
+        let container = self.create().await?;
+        let run = async {
+            let (answered, at) = self.ready(&container).await?;
+            let process_to_answer = self.engine.since_start(&container, at).await?;
+            let (stop, exit_code) = self.engine.stop(&container).await?;
+            Ok(Run {
+                create_to_answer: answered.duration_since(begin).as_secs_f64(),
+                process_to_answer,
+                stop: stop.as_secs_f64(),
+                exit_code,
+            })
+        };
+        let run = run.await;
+        self.engine.remove(&container.id).await?;
+        run
+    }
+
+    pub async fn work(&self, connections: u32, duration: Duration) -> Result<Worked> {
+        let container = self.create().await?;
+        let worked = async {
+            self.ready(&container).await?;
+            time::sleep(SETTLE).await;
+            let idle = self.engine.usage(&container).await?;
+            let service = Service::new(container.port, &self.subject.path);
+            self.under_load(&container, service.load(connections, WARM_UP)).await?;
+            let before = self.engine.usage(&container).await?;
+            let load = self.under_load(&container, service.load(connections, duration)).await?;
+            let after = self.engine.usage(&container).await?;
+            Ok(Worked {
+                work: Work::new(&load, after.cpu_seconds - before.cpu_seconds, self.engine.machine.cpus),
+                memory: Memory { idle: idle.memory, loaded: after.memory },
+                note: idle.memory_note.or(after.memory_note),
+            })
+        };
+        let worked = worked.await;
+        self.engine.remove(&container.id).await?;
+        worked
+    }
+
+    async fn create(&self) -> Result<Container> {
+        self.engine.create(&self.subject.name, self.port, self.subject.published).await
+    }
+
+    /// Starts the container, and tells when its first answer with status 200 was complete.
+    async fn ready(&self, container: &Container) -> Result<(Instant, Timestamp)> {
+        let service = Service::new(container.port, &self.subject.path);
+        let mut seen = String::from("nobody listened");
+        let answer = async {
+            // Not earlier: an attempt before the container's network is up waits for a whole second, for TCP to try again.
+            self.engine.start(container).await?;
+            tokio::select! {
+                () = service.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
+                ended = self.engine.ended(container) => bail!(ended?),
+            }
+        };
+        match time::timeout(self.patience, answer).await {
+            Ok(answer) => answer,
+            Err(_) => bail!(
+                "no answer with status 200 to GET {} on port {} within {:?}; the last attempt: {seen}",
+                self.subject.path,
+                self.port,
+                self.patience
+            ),
+        }
+    }
+
+    /// A container that dies under it has failed.
+    async fn under_load(
+        &self,
+        container: &Container,
+        load: impl Future<Output = Result<Load>>,
+    ) -> Result<Load> {
+        tokio::select! {
+            load = load => load,
+            ended = self.engine.ended(container) => bail!("under load {}", ended?),
+        }
+    }
+}
+
+impl Work {
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests and microseconds fit")]
+    fn new(load: &Load, cpu_seconds: f64, cpus: u64) -> Self {
+        let (seconds, requests) = (load.elapsed.as_secs_f64(), load.latencies.len());
+        let quantile = |quantile| match requests {
+            0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+            _ => Figure::Value(load.latencies.value_at_quantile(quantile) as f64 / 1e6),
+        };
+        let (ours, theirs) = (load.cpu_seconds / seconds, cpu_seconds / seconds);
+        let bottleneck = if ours > theirs {
+            Some("it could have answered more")
+        } else if theirs < 0.8 && theirs < cpus as f64 / 2.0 {
+            Some("the way to it, such as the engine's forwarding of the port, was the limit")
+        } else {
+            None
+        };
+        Work {
+            requests_per_second: Figure::Value(requests as f64 / seconds),
+            p50_seconds: quantile(0.5),
+            p99_seconds: quantile(0.99),
+            requests: Figure::Value(requests + load.errors),
+            errors: Figure::Value(load.errors),
+            cpu_seconds_per_request: match requests {
+                0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+                _ => Figure::Value(cpu_seconds / (requests + load.errors) as f64),
+            },
+            generator_cpus: Figure::Value(ours),
+            generator_was_the_bottleneck: bottleneck.map(|why| {
+                format!("the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: {why}")
+            }),
+        }
+    }
+}
