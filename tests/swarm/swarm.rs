@@ -30,7 +30,11 @@ const AFTERMATH: Duration = Duration::from_secs(2);
 static ENGINE: Mutex<()> = Mutex::new(());
 
 static WATCH: LazyLock<PathBuf> = LazyLock::new(|| {
-    run(concat!(env!("CARGO"), " build --profile workshop --locked --quiet --package timber-workshop"));
+    run(&format!(
+        "{} build --profile workshop --locked --quiet --manifest-path workshop/Cargo.toml --target-dir {}",
+        env!("CARGO"),
+        target().display()
+    ));
     target().join("workshop/timber-workshop")
 });
 
