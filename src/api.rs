@@ -79,12 +79,23 @@ static HTML: [Header; 8] = [
     field(header::CONTENT_SECURITY_POLICY, POLICY),
     field(header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     field(header::REFERRER_POLICY, "no-referrer"),
-    field(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    field(HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
+    field(
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    field(
+        HeaderName::from_static("permissions-policy"),
+        "camera=(), geolocation=(), microphone=()",
+    ),
 ];
-static PROMETHEUS: [Header; 1] = [field(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-static ALLOWED: [Header; 2] =
-    [field(header::CONTENT_TYPE, JSON_TYPE), field(header::ALLOW, "GET, HEAD, OPTIONS")];
+static PROMETHEUS: [Header; 1] = [field(
+    header::CONTENT_TYPE,
+    "text/plain; version=0.0.4; charset=utf-8",
+)];
+static ALLOWED: [Header; 2] = [
+    field(header::CONTENT_TYPE, JSON_TYPE),
+    field(header::ALLOW, "GET, HEAD, OPTIONS"),
+];
 /// What is at `/` depends on who asks: a cache must not give one's answer to the other.
 static UNDEFINED_HEADERS: [Header; 3] = [
     field(header::CONTENT_TYPE, JSON_TYPE),
@@ -92,36 +103,85 @@ static UNDEFINED_HEADERS: [Header; 3] = [
     field(header::VARY, "accept"),
 ];
 
-const DRAINING: Failure = Failure(StatusCode::SERVICE_UNAVAILABLE, "Shutting down: send no more traffic");
-const UNDEFINED: Failure = Failure(StatusCode::NOT_FOUND, "The definition of the API, to all but browsers");
+const DRAINING: Failure = Failure(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "Shutting down: send no more traffic",
+);
+const UNDEFINED: Failure = Failure(
+    StatusCode::NOT_FOUND,
+    "The definition of the API, to all but browsers",
+);
 
 pub static ROUTES: [Route; 8] = [
-    Route::get("/index", &JSON, "How timber is", |_| Ok(r#"{"timber": "so delicious"}"#.into())),
-    Route::probe("/healthz", &JSON, "Liveness: the process works", |_| Ok(r#"{"status": "ok"}"#.into())),
+    Route::get("/index", &JSON, "How timber is", |_| {
+        Ok(r#"{"timber": "so delicious"}"#.into())
+    }),
+    Route::probe("/healthz", &JSON, "Liveness: the process works", |_| {
+        Ok(r#"{"status": "ok"}"#.into())
+    }),
     Route::probe("/readyz", &JSON, "Readiness: send traffic", |app| {
-        if app.draining.load(Relaxed) { Err(DRAINING) } else { Ok(r#"{"status": "ready"}"#.into()) }
+        if app.draining.load(Relaxed) {
+            Err(DRAINING)
+        } else {
+            Ok(r#"{"status": "ready"}"#.into())
+        }
     })
     .documents(DRAINING),
-    Route::get("/version", &JSON, "What is running, and where", |app| Ok(version(app).into())),
-    Route::probe("/sample", &SAMPLE, "What is running, on a connection that is not kept", |app| {
+    Route::get("/version", &JSON, "What is running, and where", |app| {
         Ok(version(app).into())
     }),
-    Route::probe("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| Ok(metrics(app).into())),
-    Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| Ok(openapi().into())),
-    Route::get("/", &HTML, "A page, to browsers alone", |app| Ok(page(app).into())).documents(UNDEFINED),
+    Route::probe(
+        "/sample",
+        &SAMPLE,
+        "What is running, on a connection that is not kept",
+        |app| Ok(version(app).into()),
+    ),
+    Route::probe("/metrics", &PROMETHEUS, "Counters for Prometheus", |app| {
+        Ok(metrics(app).into())
+    }),
+    Route::get("/openapi.json", &JSON, "This API in OpenAPI 3.1", |_| {
+        Ok(openapi().into())
+    }),
+    Route::get("/", &HTML, "A page, to browsers alone", |app| {
+        Ok(page(app).into())
+    })
+    .documents(UNDEFINED),
 ];
 
 impl Route {
-    const fn get(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
-        Route { path, is_probe: false, headers, summary, answer, failure: None }
+    const fn get(
+        path: &'static str,
+        headers: Headers,
+        summary: &'static str,
+        answer: Handler,
+    ) -> Self {
+        Route {
+            path,
+            is_probe: false,
+            headers,
+            summary,
+            answer,
+            failure: None,
+        }
     }
 
-    const fn probe(path: &'static str, headers: Headers, summary: &'static str, answer: Handler) -> Self {
-        Route { is_probe: true, ..Route::get(path, headers, summary, answer) }
+    const fn probe(
+        path: &'static str,
+        headers: Headers,
+        summary: &'static str,
+        answer: Handler,
+    ) -> Self {
+        Route {
+            is_probe: true,
+            ..Route::get(path, headers, summary, answer)
+        }
     }
 
     const fn documents(self, failure: Failure) -> Self {
-        Route { failure: Some(failure), ..self }
+        Route {
+            failure: Some(failure),
+            ..self
+        }
     }
 }
 
@@ -140,18 +200,26 @@ pub fn answer(app: &App, head: &Parts, client: IpAddr) -> (Option<usize>, Answer
     if let Err(failure) = check(head) {
         return (None, failure.into());
     }
-    let allowed = |status| Answer { status, headers: &ALLOWED, body: Bytes::new() };
+    let allowed = |status| Answer {
+        status,
+        headers: &ALLOWED,
+        body: Bytes::new(),
+    };
     if head.method == Method::OPTIONS && head.uri.path() == "*" {
         return (None, allowed(StatusCode::OK)); // RFC 9110 section 9.3.7: about the server as a whole
     }
     let Some(index) = find(head) else {
         return (None, not_found(app, head, client));
     };
-    let Route { headers, answer, .. } = &ROUTES[index];
+    let Route {
+        headers, answer, ..
+    } = &ROUTES[index];
     let answer = match head.method {
-        Method::GET | Method::HEAD => {
-            answer(app).map_or_else(Answer::from, |body| Answer { status: StatusCode::OK, headers, body })
-        }
+        Method::GET | Method::HEAD => answer(app).map_or_else(Answer::from, |body| Answer {
+            status: StatusCode::OK,
+            headers,
+            body,
+        }),
         Method::OPTIONS => allowed(StatusCode::OK),
         // The body is empty as in the original.
         Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE => {
@@ -167,9 +235,18 @@ fn check(head: &Parts) -> Result<(), Failure> {
     let bad = |description| Err(Failure(StatusCode::BAD_REQUEST, description));
     let is_authority = head.uri.scheme().is_none() && head.uri.authority().is_some();
     match (head.method == Method::CONNECT, is_authority) {
-        (true, false) => return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)"),
-        (true, true) => return Err(Failure(StatusCode::NOT_IMPLEMENTED, "This server is not a proxy")),
-        (false, true) => return bad("The target has to start with a slash (RFC 9112 section 3.2.1)"),
+        (true, false) => {
+            return bad("CONNECT takes HOST:PORT as its target (RFC 9112 section 3.2.3)");
+        }
+        (true, true) => {
+            return Err(Failure(
+                StatusCode::NOT_IMPLEMENTED,
+                "This server is not a proxy",
+            ));
+        }
+        (false, true) => {
+            return bad("The target has to start with a slash (RFC 9112 section 3.2.1)");
+        }
         (false, false) => {}
     }
     // Fewer keys than headers: only then is it worth the while to look for a second Host.
@@ -186,12 +263,17 @@ fn check(head: &Parts) -> Result<(), Failure> {
 
 /// `HOST[:PORT]` as in RFC 3986 section 3.2.2, which allows an empty one.
 fn is_host(value: &HeaderValue) -> bool {
-    let is_port = |rest: &[u8]| matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit));
+    let is_port =
+        |rest: &[u8]| matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit));
     let is_mark = |byte: u8| b"-.~_!$&'()*+,;=".contains(&byte);
     let mut rest = value.as_bytes();
     if let [b'[', literal @ ..] = rest {
-        let Some(end) = literal.iter().position(|byte| *byte == b']') else { return false };
-        let ip = str::from_utf8(&literal[..end]).ok().and_then(|ip| ip.parse::<Ipv6Addr>().ok());
+        let Some(end) = literal.iter().position(|byte| *byte == b']') else {
+            return false;
+        };
+        let ip = str::from_utf8(&literal[..end])
+            .ok()
+            .and_then(|ip| ip.parse::<Ipv6Addr>().ok());
         rest = &literal[end + 1..];
         return ip.is_some() && (rest.is_empty() || is_port(rest));
     }
@@ -199,7 +281,9 @@ fn is_host(value: &HeaderValue) -> bool {
         rest = match rest {
             [] => return true,
             [b':', ..] => return is_port(rest),
-            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                rest
+            }
             [byte, rest @ ..] if byte.is_ascii_alphanumeric() || is_mark(*byte) => rest,
             _ => return false,
         };
@@ -218,7 +302,10 @@ fn find(head: &Parts) -> Option<usize> {
 /// as none, and `/v1/index`, with anything behind the v, as `/index`. None if it is not text.
 pub fn normalize(path: &str) -> Option<String> {
     let decoded = String::from_utf8(percent_decode(path)).ok()?;
-    let trimmed = decoded.strip_suffix('/').unwrap_or(&decoded).trim_start_matches('/');
+    let trimmed = decoded
+        .strip_suffix('/')
+        .unwrap_or(&decoded)
+        .trim_start_matches('/');
     let name = match trimmed.split_once('/') {
         Some((version, "index")) if version.len() > 1 && version.starts_with('v') => "index",
         _ => trimmed,
@@ -231,7 +318,9 @@ fn percent_decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.as_bytes();
     while let [first, rest @ ..] = bytes {
-        let hex = rest.get(..2).filter(|hex| *first == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
+        let hex = rest
+            .get(..2)
+            .filter(|hex| *first == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
         let value = hex.and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
         decoded.push(value.unwrap_or(*first));
         bytes = if value.is_some() { &rest[2..] } else { rest };
@@ -241,12 +330,21 @@ fn percent_decode(path: &str) -> Vec<u8> {
 
 /// Browsers name text/html when they open a page; curl and the rest of the world do not.
 fn is_browser(head: &Parts) -> bool {
-    let ranges = head.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let ranges = head
+        .headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let html = ranges.flat_map(|value| value.split(',')).any(|range| {
         let mut parts = range.split(';').map(str::trim);
-        let refused =
-            |part: &str| part.strip_prefix("q=").is_some_and(|q| !q.contains(|c| matches!(c, '1'..='9')));
-        parts.next().is_some_and(|media| media.eq_ignore_ascii_case("text/html")) && !parts.any(refused)
+        let refused = |part: &str| {
+            part.strip_prefix("q=")
+                .is_some_and(|q| !q.contains(|c| matches!(c, '1'..='9')))
+        };
+        parts
+            .next()
+            .is_some_and(|media| media.eq_ignore_ascii_case("text/html"))
+            && !parts.any(refused)
     });
     html && matches!(head.method, Method::GET | Method::HEAD)
 }
@@ -255,7 +353,11 @@ impl From<Failure> for Answer {
     fn from(Failure(status, description): Failure) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         let body = format!(r#"{{"errors": {{"{title}": "{description}"}}}}"#).into();
-        Answer { status, headers: &JSON, body }
+        Answer {
+            status,
+            headers: &JSON,
+            body,
+        }
     }
 }
 
@@ -268,11 +370,21 @@ fn not_found(app: &App, head: &Parts, client: IpAddr) -> Answer {
         (None, None) => Cow::Owned(format!("localhost:{}", app.port)),
     };
     // As in the original, a proxy on this machine is believed.
-    let tls = client.is_loopback() && head.headers.get("x-forwarded-proto").is_some_and(|p| p == "https");
+    let tls = client.is_loopback()
+        && head
+            .headers
+            .get("x-forwarded-proto")
+            .is_some_and(|p| p == "https");
     let scheme = if tls { "https" } else { "http" };
     let example = quote(&format!("{scheme}://{host}/index"));
-    let body = include_str!("not-found.json").trim_end().replace(r#""{{example}}""#, &example);
-    Answer { status: StatusCode::NOT_FOUND, headers: &UNDEFINED_HEADERS, body: body.into() }
+    let body = include_str!("not-found.json")
+        .trim_end()
+        .replace(r#""{{example}}""#, &example);
+    Answer {
+        status: StatusCode::NOT_FOUND,
+        headers: &UNDEFINED_HEADERS,
+        body: body.into(),
+    }
 }
 
 fn version(app: &App) -> String {
@@ -286,23 +398,49 @@ fn version(app: &App) -> String {
         ("target", quote(TARGET)),
         ("hostname", quote(&host::name())),
         ("pid", process::id().to_string()),
-        ("started", quote(&format!("{}T{}Z", started.date, started.time))),
-        ("binary_bytes", host::binary_bytes().map_or("null".to_owned(), |bytes| bytes.to_string())),
-        ("uptime_seconds", app.started.elapsed().as_secs().to_string()),
+        (
+            "started",
+            quote(&format!("{}T{}Z", started.date, started.time)),
+        ),
+        (
+            "binary_bytes",
+            host::binary_bytes().map_or("null".to_owned(), |bytes| bytes.to_string()),
+        ),
+        (
+            "uptime_seconds",
+            app.started.elapsed().as_secs().to_string(),
+        ),
     ];
-    format!("{{{}}}", fields.map(|(name, value)| format!(r#""{name}": {value}"#)).join(", "))
+    format!(
+        "{{{}}}",
+        fields
+            .map(|(name, value)| format!(r#""{name}": {value}"#))
+            .join(", ")
+    )
 }
 
 fn metrics(app: &App) -> String {
     let revision = REVISION.unwrap_or("unknown");
-    let build = [("version", VERSION), ("revision", revision), ("release", &app.release), ("target", TARGET)];
-    app.metrics.render(&build, app.started_at, host::resident_memory())
+    let build = [
+        ("version", VERSION),
+        ("revision", revision),
+        ("release", &app.release),
+        ("target", TARGET),
+    ];
+    app.metrics
+        .render(&build, app.started_at, host::resident_memory())
 }
 
 fn page(app: &App) -> String {
-    let row = |route: &Route| format!("<tr><td><a href=\"{0}\">{0}</a><td>{1}\n", route.path, route.summary);
-    let binary =
-        host::binary_bytes().map_or("unknown".to_owned(), |bytes| format!("{} kB", (bytes + 500) / 1000));
+    let row = |route: &Route| {
+        format!(
+            "<tr><td><a href=\"{0}\">{0}</a><td>{1}\n",
+            route.path, route.summary
+        )
+    };
+    let binary = host::binary_bytes().map_or("unknown".to_owned(), |bytes| {
+        format!("{} kB", (bytes + 500) / 1000)
+    });
     include_str!("page.html")
         .replace("{{version}}", VERSION)
         .replace("{{libc}}", LIBC)
@@ -315,20 +453,38 @@ fn page(app: &App) -> String {
 }
 
 fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn openapi() -> String {
     let response = |status: StatusCode, description, headers: Headers| {
         let content_type = headers[0].1.to_str().unwrap_or_default();
         let media = content_type.split(';').next().unwrap_or_default();
-        let schema = if media == "application/json" { "object" } else { "string" };
+        let schema = if media == "application/json" {
+            "object"
+        } else {
+            "string"
+        };
         let content = format!(r#"{{"{media}": {{"schema": {{"type": "{schema}"}}}}}}"#);
-        format!(r#""{}": {{"description": "{description}", "content": {content}}}"#, status.as_str())
+        format!(
+            r#""{}": {{"description": "{description}", "content": {content}}}"#,
+            status.as_str()
+        )
     };
-    let path = |Route { path, headers, summary, failure, .. }: &Route| {
+    let path = |Route {
+                    path,
+                    headers,
+                    summary,
+                    failure,
+                    ..
+                }: &Route| {
         let mut responses = vec![response(StatusCode::OK, "OK", headers)];
-        responses.extend(failure.map(|Failure(status, description)| response(status, description, &JSON)));
+        responses.extend(
+            failure.map(|Failure(status, description)| response(status, description, &JSON)),
+        );
         let responses = responses.join(", ");
         format!(r#""{path}": {{"get": {{"summary": "{summary}", "responses": {{{responses}}}}}}}"#)
     };

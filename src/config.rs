@@ -87,11 +87,24 @@ impl Config {
         const COUNT: &str = "a whole number from 1 to 1000000";
         const DURATION: &str = "seconds or milliseconds up to a day, as 5, 5s or 500ms";
         const TIMEOUT: &str = "seconds or milliseconds above 0 up to a day, as 5, 5s or 500ms";
-        let count = || value.parse().ok().filter(|n| (1..=1_000_000).contains(n)).ok_or(COUNT);
+        let count = || {
+            value
+                .parse()
+                .ok()
+                .filter(|n| (1..=1_000_000).contains(n))
+                .ok_or(COUNT)
+        };
         let duration = || duration(value).ok_or(DURATION);
-        let timeout = || duration().ok().filter(|duration| !duration.is_zero()).ok_or(TIMEOUT);
+        let timeout = || {
+            duration()
+                .ok()
+                .filter(|duration| !duration.is_zero())
+                .ok_or(TIMEOUT)
+        };
         match name {
-            "PORT" => self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?,
+            "PORT" => {
+                self.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?
+            }
             "bind" => (self.host, self.bind_port) = host_and_port(value).ok_or(BIND)?,
             "workers" => self.workers = Some(count()?),
             "drain-delay" => self.drain_delay = duration()?,
@@ -110,7 +123,9 @@ impl Config {
             }
             "log-format" if ["text", "json"].contains(&value) => self.json_log = value == "json",
             "log-format" => return Err("text or json"),
-            "release" if (1..=64).contains(&value.chars().count()) => value.clone_into(&mut self.release),
+            "release" if (1..=64).contains(&value.chars().count()) => {
+                value.clone_into(&mut self.release)
+            }
             "release" => return Err("a label of 1 to 64 characters"),
             _ => return Err("one of the settings in timber --help"),
         }
@@ -122,18 +137,32 @@ impl Config {
 ///
 /// # Errors
 /// All mistakes, a line each: its name, its value and the form expected.
-pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Command, Config), Vec<String>> {
+pub fn parse(
+    arguments: &[String],
+    variables: &[(String, String)],
+) -> Result<(Command, Config), Vec<String>> {
     let (mut config, mut command, mut mistakes) = (Config::default(), Command::Serve, Vec::new());
     let mut take = |config: &mut Config, setting: &str, name: &str, value: &str| {
         if let Err(form) = config.set(setting, value) {
-            mistakes.push(format!("{} {value:?}: expected {form}", name.escape_debug()));
+            mistakes.push(format!(
+                "{} {value:?}: expected {form}",
+                name.escape_debug()
+            ));
         }
     };
-    for (name, value) in variables.iter().filter(|(name, value)| !is_service_link(name, value)) {
+    for (name, value) in variables
+        .iter()
+        .filter(|(name, value)| !is_service_link(name, value))
+    {
         if name == "PORT" {
             take(&mut config, "PORT", name, value);
         } else if let Some(setting) = name.strip_prefix("TIMBER_") {
-            take(&mut config, &setting.to_ascii_lowercase().replace('_', "-"), name, value);
+            take(
+                &mut config,
+                &setting.to_ascii_lowercase().replace('_', "-"),
+                name,
+                value,
+            );
         }
     }
     let mut arguments = arguments.iter();
@@ -147,16 +176,37 @@ pub fn parse(arguments: &[String], variables: &[(String, String)]) -> Result<(Co
             ("-V" | "--version", _) => return Ok((Command::Version, config)),
             ("--no-access-log", _) if value.is_none() => config.access_log = AccessLog::Off,
             ("healthcheck", command @ Command::Serve) => *command = Command::Healthcheck(None),
-            (_, Command::Healthcheck(url @ None)) if !name.starts_with('-') => *url = Some(argument.clone()),
+            (_, Command::Healthcheck(url @ None)) if !name.starts_with('-') => {
+                *url = Some(argument.clone())
+            }
             _ => {
-                let setting = if name == "-b" { "bind" } else { name.strip_prefix("--").unwrap_or_default() };
+                let setting = if name == "-b" {
+                    "bind"
+                } else {
+                    name.strip_prefix("--").unwrap_or_default()
+                };
                 let known = !setting.contains(' ') && HELP.contains(&format!(" --{setting} "));
-                let next = || if known { arguments.next().map_or("", String::as_str) } else { "" };
-                take(&mut config, if known { setting } else { "" }, name, value.unwrap_or_else(next));
+                let next = || {
+                    if known {
+                        arguments.next().map_or("", String::as_str)
+                    } else {
+                        ""
+                    }
+                };
+                take(
+                    &mut config,
+                    if known { setting } else { "" },
+                    name,
+                    value.unwrap_or_else(next),
+                );
             }
         }
     }
-    if mistakes.is_empty() { Ok((command, config)) } else { Err(mistakes) }
+    if mistakes.is_empty() {
+        Ok((command, config))
+    } else {
+        Err(mistakes)
+    }
 }
 
 /// A cluster gives every container variables for the services beside it: one that is called `timber` brings
@@ -178,8 +228,14 @@ pub fn host_and_port(value: &str) -> Option<(Option<String>, Option<u16>)> {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
         _ => (value, None),
     };
-    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().ok().map(|_| (Some(v6.to_owned()), port)),
+    match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(v6) => v6
+            .parse::<Ipv6Addr>()
+            .ok()
+            .map(|_| (Some(v6.to_owned()), port)),
         None if value.is_empty() || host.contains(['[', ']', ':']) => None,
         None => Some(((!host.is_empty()).then(|| host.to_owned()), port)),
     }
@@ -200,10 +256,16 @@ mod tests {
 
     #[test]
     fn the_help_text_has_the_defaults() {
-        for line in
-            HELP.lines().filter(|line| line.contains('[') && !line.contains("[the ") && line.contains("  --"))
+        for line in HELP
+            .lines()
+            .filter(|line| line.contains('[') && !line.contains("[the ") && line.contains("  --"))
         {
-            let setting = line.trim_start().split([' ', '=']).next().unwrap().trim_start_matches("--");
+            let setting = line
+                .trim_start()
+                .split([' ', '='])
+                .next()
+                .unwrap()
+                .trim_start_matches("--");
             let default = line.rsplit_once('[').unwrap().1.trim_end_matches(']');
             let mut config = Config::default();
             assert_eq!(config.set(setting, default), Ok(()), "{line}");

@@ -34,7 +34,12 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
 
 /// Serves one connection until it ends or is overdue. While it is parked it does not count as busy, and all that
 /// is left of it are the socket and a timer, and none of hyper's buffers.
-pub async fn serve(server: &'static Server, mut stream: TcpStream, client: IpAddr, mut busy: Receiver<()>) {
+pub async fn serve(
+    server: &'static Server,
+    mut stream: TcpStream,
+    client: IpAddr,
+    mut busy: Receiver<()>,
+) {
     // Answers are written whole, so there is nothing to gain from waiting to fill a packet. Where this fails,
     // they are only slower.
     _ = stream.set_nodelay(true);
@@ -55,25 +60,55 @@ type Parked = (TcpStream, Instant);
 
 /// Lets hyper serve the connection until that is over, or nothing has come for a while and it can be parked. The time
 /// for a request to begin is put off by requests alone; before the first it is `until`.
-async fn talk(server: &'static Server, stream: TcpStream, client: IpAddr, until: Instant) -> Option<Parked> {
-    let Config { idle_timeout, header_timeout, write_timeout, .. } = server.config;
+async fn talk(
+    server: &'static Server,
+    stream: TcpStream,
+    client: IpAddr,
+    until: Instant,
+) -> Option<Parked> {
+    let Config {
+        idle_timeout,
+        header_timeout,
+        write_timeout,
+        ..
+    } = server.config;
     let (requests, unanswered, is_last) = Default::default();
-    let activity =
-        &Activity { server, client, client_name: client.to_string(), requests, unanswered, is_last };
+    let activity = &Activity {
+        server,
+        client,
+        client_name: client.to_string(),
+        requests,
+        unanswered,
+        is_last,
+    };
     let tick = (idle_timeout.min(header_timeout).min(write_timeout) / 4).min(TICK);
     let mut timer = pin!(server.sleep_until(Instant::now() + tick));
     let mut close = pin!(server.close.notified());
     // Polled once, they wake the task: to poll them at every request would cost.
     _ = poll_fn(|cx| Poll::Ready((timer.as_mut().poll(cx), close.as_mut().poll(cx)))).await;
-    let (unread, is_closing, is_quiet, requests, since) = (Bytes::new(), false, false, 0, Instant::now());
-    let mut socket = Socket { stream, unread, activity, tick, timer, is_closing, is_quiet, requests, since };
+    let (unread, is_closing, is_quiet, requests, since) =
+        (Bytes::new(), false, false, 0, Instant::now());
+    let mut socket = Socket {
+        stream,
+        unread,
+        activity,
+        tick,
+        timer,
+        is_closing,
+        is_quiet,
+        requests,
+        since,
+    };
     let mut http = http1::Builder::new();
     // hyper's own timer would be set anew for each request; the deadlines of `Socket` cost next to nothing.
-    http.header_read_timeout(None).half_close(true).max_buf_size(MAX_HEAD);
+    http.header_read_timeout(None)
+        .half_close(true)
+        .max_buf_size(MAX_HEAD);
 
     let mut refusal = None;
     loop {
-        let answer = |request| future::ready(Ok::<_, Infallible>(activity.exchange(refusal, request)));
+        let answer =
+            |request| future::ready(Ok::<_, Infallible>(activity.exchange(refusal, request)));
         let mut hyper = http.serve_connection(TokioIo::new(socket), service_fn(answer));
         let end = (&mut hyper).await;
         let parts = hyper.into_parts();
@@ -82,25 +117,36 @@ async fn talk(server: &'static Server, stream: TcpStream, client: IpAddr, until:
         let failure = match end {
             _ if mem::take(&mut socket.is_quiet) => {
                 if socket.unread.is_empty() {
-                    let until = if socket.requests > 0 { socket.since + idle_timeout } else { until };
+                    let until = if socket.requests > 0 {
+                        socket.since + idle_timeout
+                    } else {
+                        until
+                    };
                     return (!socket.is_closing).then_some((socket.stream, until));
                 }
                 if socket.since.elapsed() < header_timeout {
                     continue;
                 }
-                Failure(StatusCode::REQUEST_TIMEOUT, "The head of the request took too long")
+                Failure(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "The head of the request took too long",
+                )
             }
             Err(error) if error.is_parse() && !activity.is_last.load(Relaxed) => {
                 explain(&error, &socket.unread)
             }
             _ => break,
         };
-        server.log.info(&format!("Refused {}: {}: {}", activity.client_name, failure.0, failure.1));
+        server.log.info(&format!(
+            "Refused {}: {}: {}",
+            activity.client_name, failure.0, failure.1
+        ));
         (refusal, socket.unread) = (Some(failure), Bytes::from_static(REFUSED));
     }
     let Socket { stream, unread, .. } = socket;
     // Nobody will answer what is pipelined behind the last request, but it is no reason to lose the last answer.
-    let has_more = || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
+    let has_more =
+        || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
     if !activity.is_answering() && (activity.is_last.load(Relaxed) || has_more()) {
         linger(stream, server.sleep_until(Instant::now() + LINGER)).await;
     }
@@ -109,22 +155,45 @@ async fn talk(server: &'static Server, stream: TcpStream, client: IpAddr, until:
 
 /// Why hyper took this for no request. A head that it could not use is still `unread`.
 fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
-    let mut lines = unread.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let mut lines = unread
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii_end);
     let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
-    if let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] = version
+    if let [
+        b'H',
+        b'T',
+        b'T',
+        b'P',
+        b'/',
+        major @ b'0'..=b'9',
+        b'.',
+        minor @ b'0'..=b'9',
+    ] = version
         && !matches!((major, minor), (b'1', b'0' | b'1'))
     {
-        return Failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.1 and HTTP/1.0");
+        return Failure(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "This server speaks HTTP/1.1 and HTTP/1.0",
+        );
     }
     let more_lines = lines.count();
     // hyper also calls a Content-Length too large that is near the end of 64 bits.
     if !error.is_parse_too_large() || unread.len() < MAX_HEAD && more_lines <= 100 {
-        Failure(StatusCode::BAD_REQUEST, "What came is no HTTP request (RFC 9112)")
+        Failure(
+            StatusCode::BAD_REQUEST,
+            "What came is no HTTP request (RFC 9112)",
+        )
     } else if more_lines > 0 {
-        Failure(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The head takes more than 16 KiB or 100 fields")
+        Failure(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "The head takes more than 16 KiB or 100 fields",
+        )
     } else {
-        Failure(StatusCode::URI_TOO_LONG, "The target takes more than 16 KiB")
+        Failure(
+            StatusCode::URI_TOO_LONG,
+            "The target takes more than 16 KiB",
+        )
     }
 }
 
@@ -136,7 +205,9 @@ async fn linger(mut stream: TcpStream, limit: Sleep) {
         _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
         let mut read = |cx: &mut Context| {
             let mut buffer = ReadBuf::new(&mut waste);
-            Pin::new(&mut stream).poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
+            Pin::new(&mut stream)
+                .poll_read(cx, &mut buffer)
+                .map_ok(|()| buffer.filled().len())
         };
         while poll_fn(&mut read).await.is_ok_and(|length| length > 0) {}
     };
@@ -159,7 +230,11 @@ struct Activity {
 
 impl Activity {
     /// Answers one request, counts it and logs it.
-    fn exchange(&self, refusal: Option<Failure>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    fn exchange(
+        &self,
+        refusal: Option<Failure>,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
         let (server, started) = (self.server, std::time::Instant::now());
         self.begin();
         let (mut head, body) = request.into_parts();
@@ -175,7 +250,9 @@ impl Activity {
         }
         if refusal.is_none() {
             let is_probe = route.is_some_and(|route| api::ROUTES[route].is_probe);
-            server.log.access(&self.client_name, &head, &answer, is_probe);
+            server
+                .log
+                .access(&self.client_name, &head, &answer, is_probe);
         }
         // The map of the request is memory enough for the answer's.
         head.headers.clear();
@@ -183,12 +260,16 @@ impl Activity {
             head.headers.insert(name, value.clone());
         }
         if has_body || server.app.draining.load(Relaxed) {
-            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let mut response = Response::new(Full::new(answer.body));
         *response.status_mut() = answer.status;
         *response.headers_mut() = head.headers;
-        server.app.metrics.count(route, answer.status.as_u16(), started.elapsed());
+        server
+            .app
+            .metrics
+            .count(route, answer.status.as_u16(), started.elapsed());
         response
     }
 
@@ -200,7 +281,11 @@ impl Activity {
 
     fn end(&self) {
         let answered = self.unanswered.swap(0, Relaxed);
-        self.server.app.metrics.in_flight.fetch_sub(answered.into(), Relaxed);
+        self.server
+            .app
+            .metrics
+            .in_flight
+            .fetch_sub(answered.into(), Relaxed);
     }
 
     fn is_answering(&self) -> bool {
@@ -257,7 +342,11 @@ impl Socket<'_> {
         }
         if self.activity.is_answering() {
             let is_overdue = self.since.elapsed() >= server.config.write_timeout;
-            return if is_overdue { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { Poll::Pending };
+            return if is_overdue {
+                Poll::Ready(Err(ErrorKind::TimedOut.into()))
+            } else {
+                Poll::Pending
+            };
         }
         if is_active && !is_told {
             return Poll::Pending;
@@ -268,25 +357,41 @@ impl Socket<'_> {
 }
 
 impl AsyncRead for Socket<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context, buffer: &mut ReadBuf) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        buffer: &mut ReadBuf,
+    ) -> Poll<io::Result<()>> {
         if !self.unread.is_empty() {
             let length = self.unread.len().min(buffer.remaining());
             buffer.put_slice(&self.unread.split_to(length));
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_pending() { self.look(cx) } else { read }
+        if read.is_pending() {
+            self.look(cx)
+        } else {
+            read
+        }
     }
 }
 
 impl AsyncWrite for Socket<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if !self.activity.is_answering() {
             return Poll::Ready(Ok(bytes.len())); // hyper's own refusal, which has no body: ours follows
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         // With an answer under way, only an error can come of it.
-        if written.is_pending() { self.look(cx).map_ok(|()| 0) } else { written }
+        if written.is_pending() {
+            self.look(cx).map_ok(|()| 0)
+        } else {
+            written
+        }
     }
 
     /// hyper flushes when it has handed over all that it had to write. The socket itself buffers nothing.

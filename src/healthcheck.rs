@@ -39,18 +39,31 @@ fn own_addresses(config: &Config) -> Result<Vec<SocketAddr>, String> {
     let host = config.host.as_deref().unwrap_or("0.0.0.0");
     let ip = address(host).ok_or_else(|| format!("{host:?}: expected an address, or localhost"))?;
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let ips = if ip.is_unspecified() { loopback.to_vec() } else { vec![ip] };
-    Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, config.port())).collect())
+    let ips = if ip.is_unspecified() {
+        loopback.to_vec()
+    } else {
+        vec![ip]
+    };
+    Ok(ips
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, config.port()))
+        .collect())
 }
 
 /// The address, host and path of a URL.
 fn parse(url: &str) -> Option<(Vec<SocketAddr>, &str, &str)> {
-    let rest = url.strip_prefix("http://").filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
+    let rest = url
+        .strip_prefix("http://")
+        .filter(|rest| rest.bytes().all(|b| b.is_ascii_graphic()))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let is_bare = authority.parse::<Ipv6Addr>().is_ok(); // RFC 3986 section 3.2.2 demands brackets
     let (host, port) = config::host_and_port(authority).filter(|_| !is_bare)?;
     let address = SocketAddr::new(address(&host?)?, port.unwrap_or(80));
-    Some((vec![address], authority, if path.is_empty() { "/" } else { path }))
+    Some((
+        vec![address],
+        authority,
+        if path.is_empty() { "/" } else { path },
+    ))
 }
 
 fn status(address: SocketAddr, host: &str, path: &str, deadline: Instant) -> io::Result<u16> {
@@ -74,7 +87,8 @@ fn status(address: SocketAddr, host: &str, path: &str, deadline: Instant) -> io:
             Err(error) => return Err(error),
         }
     }
-    let status =
-        str::from_utf8(&answer).ok().and_then(|text| text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
+    let status = str::from_utf8(&answer)
+        .ok()
+        .and_then(|text| text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
     status.ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }

@@ -24,8 +24,13 @@ pub fn facts(root: &Path) -> Facts {
     let lines = read(root.join("proc/self/cgroup")).unwrap_or_default();
     let groups = |controller| groups(root, &lines, controller);
     // The lowest number in this file of all groups; "max", no limit, is no number.
-    let lowest = |controller, file: &str| groups(controller).filter_map(|dir| number(dir.join(file))).min();
-    let either = |file, controller, old_file| lowest("", file).or_else(|| lowest(controller, old_file));
+    let lowest = |controller, file: &str| {
+        groups(controller)
+            .filter_map(|dir| number(dir.join(file)))
+            .min()
+    };
+    let either =
+        |file, controller, old_file| lowest("", file).or_else(|| lowest(controller, old_file));
     let cpu_max = groups("").filter_map(|dir| {
         let text = read(dir.join("cpu.max"))?;
         let (quota, period) = text.trim().split_once(' ')?;
@@ -33,11 +38,16 @@ pub fn facts(root: &Path) -> Facts {
     });
     let cpu_quota = groups("cpu").filter_map(|dir| {
         // A quota of -1, no limit, does not parse.
-        thousandths(number(dir.join("cpu.cfs_quota_us"))?, number(dir.join("cpu.cfs_period_us"))?)
+        thousandths(
+            number(dir.join("cpu.cfs_quota_us"))?,
+            number(dir.join("cpu.cfs_period_us"))?,
+        )
     });
     Facts {
-        user: read(root.join("proc/self/status")).and_then(|text| field(&text, "Uid:")?.parse().ok()),
-        read_only_root: read(root.join("proc/self/mounts")).and_then(|mounts| read_only_root(&mounts)),
+        user: read(root.join("proc/self/status"))
+            .and_then(|text| field(&text, "Uid:")?.parse().ok()),
+        read_only_root: read(root.join("proc/self/mounts"))
+            .and_then(|mounts| read_only_root(&mounts)),
         // Version 1 says "no limit" as the largest multiple of the page size.
         memory_limit: either("memory.max", "memory", "memory.limit_in_bytes")
             .filter(|limit| *limit < 1 << 60),
@@ -50,7 +60,10 @@ impl Facts {
     /// Threads to serve with: the CPUs that the container may use. Where the number of processes is limited no
     /// more than a quarter of it, for threads count as processes, and a probe needs some to start.
     pub fn workers(&self) -> usize {
-        let most = self.processes.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX);
+        let most = self
+            .processes
+            .and_then(|limit| usize::try_from(limit / 4).ok())
+            .unwrap_or(usize::MAX);
         cpus().min(most.max(1))
     }
 
@@ -66,11 +79,19 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let user = self.user.map_or("unknown".to_owned(), |user| user.to_string());
-        let root = self.read_only_root.map_or("unknown", |ro| if ro { "read-only" } else { "writable" });
-        let memory = self.memory_limit.map(|bytes| format!("memory limit {} kiB", bytes / 1024));
+        let user = self
+            .user
+            .map_or("unknown".to_owned(), |user| user.to_string());
+        let root = self
+            .read_only_root
+            .map_or("unknown", |ro| if ro { "read-only" } else { "writable" });
+        let memory = self
+            .memory_limit
+            .map(|bytes| format!("memory limit {} kiB", bytes / 1024));
         let memory = memory.as_deref().unwrap_or("no memory limit seen");
-        let cpu = self.cpu_limit.map(|cpu| format!("CPU limit {}.{:03}", cpu / 1000, cpu % 1000));
+        let cpu = self
+            .cpu_limit
+            .map(|cpu| format!("CPU limit {}.{:03}", cpu / 1000, cpu % 1000));
         let cpu = cpu.as_deref().unwrap_or("no CPU limit seen");
         write!(f, "User {user}, root file system {root}, {memory}, {cpu}")
     }
@@ -83,7 +104,9 @@ pub fn cpus() -> usize {
 
 /// Soft limit of open file descriptors.
 pub fn open_files() -> Option<usize> {
-    field(&read("/proc/self/limits")?, "Max open files")?.parse().ok()
+    field(&read("/proc/self/limits")?, "Max open files")?
+        .parse()
+        .ok()
 }
 
 /// What this host calls itself; the name of its container in Docker, of its pod in Kubernetes.
@@ -104,13 +127,24 @@ pub fn resident_memory() -> Option<u64> {
 
 /// The first word behind `name` at the start of a line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()
 }
 
 fn read_only_root(mounts: &str) -> Option<bool> {
     // Later mounts cover earlier ones, so the last line about / counts.
-    let root = mounts.lines().rev().find(|line| line.split(' ').nth(1) == Some("/"))?;
-    Some(root.split(' ').nth(3)?.split(',').any(|option| option == "ro"))
+    let root = mounts
+        .lines()
+        .rev()
+        .find(|line| line.split(' ').nth(1) == Some("/"))?;
+    Some(
+        root.split(' ')
+            .nth(3)?
+            .split(',')
+            .any(|option| option == "ro"),
+    )
 }
 
 fn thousandths(quota: u64, period: u64) -> Option<u64> {
@@ -136,10 +170,15 @@ fn groups(root: &Path, lines: &str, controller: &str) -> impl Iterator<Item = Pa
         // `0::/path` in version 2, `5:cpu,cpuacct:/path` in version 1.
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
-        controllers.split(',').any(|name| name == controller).then(|| path.trim_start_matches('/'))
+        controllers
+            .split(',')
+            .any(|name| name == controller)
+            .then(|| path.trim_start_matches('/'))
     });
     let mount = root.join("sys/fs/cgroup").join(controller);
-    Path::new(path.unwrap_or_default()).ancestors().map(move |dir| mount.join(dir))
+    Path::new(path.unwrap_or_default())
+        .ancestors()
+        .map(move |dir| mount.join(dir))
 }
 
 #[cfg(test)]
@@ -168,7 +207,10 @@ mod tests {
             ("sys/fs/cgroup/pod/box/pids.max", "max\n"),
         ]);
         let facts = facts(dir.path());
-        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(16_777_216), Some(500)));
+        assert_eq!(
+            (facts.memory_limit, facts.cpu_limit),
+            (Some(16_777_216), Some(500))
+        );
         assert_eq!((facts.processes, facts.workers()), (Some(7), 1));
     }
 
@@ -180,26 +222,38 @@ mod tests {
             ("sys/fs/cgroup/cpu.max", "150000 100000\n"),
         ]);
         let facts = facts(dir.path());
-        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(67_108_864), Some(1500)));
+        assert_eq!(
+            (facts.memory_limit, facts.cpu_limit),
+            (Some(67_108_864), Some(1500))
+        );
     }
 
     #[test]
     fn cgroup_v1_mounted_at_its_own_group() {
         let dir = tree(&[
-            ("proc/self/cgroup", "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n"),
+            (
+                "proc/self/cgroup",
+                "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n",
+            ),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "16777216\n"),
             ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "25000\n"),
             ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
         ]);
         let facts = facts(dir.path());
-        assert_eq!((facts.memory_limit, facts.cpu_limit), (Some(16_777_216), Some(250)));
+        assert_eq!(
+            (facts.memory_limit, facts.cpu_limit),
+            (Some(16_777_216), Some(250))
+        );
     }
 
     #[test]
     fn no_limit_is_none_in_both_versions() {
         let v1 = tree(&[
             ("proc/self/cgroup", "5:memory:/\n3:cpu,cpuacct:/\n"),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
             ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
             ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
         ]);
@@ -217,20 +271,31 @@ mod tests {
     #[test]
     fn process_files() {
         let dir = tree(&[
-            ("proc/self/status", "Name:\ttimber\nUid:\t65532\t65532\t65532\t65532\n"),
+            (
+                "proc/self/status",
+                "Name:\ttimber\nUid:\t65532\t65532\t65532\t65532\n",
+            ),
             (
                 "proc/self/mounts",
                 "rootfs / rootfs rw 0 0\noverlay / overlay ro,relatime 0 0\nproc /proc proc rw 0 0\n",
             ),
         ]);
         let facts = facts(dir.path());
-        assert_eq!((facts.user, facts.read_only_root), (Some(65532), Some(true)));
+        assert_eq!(
+            (facts.user, facts.read_only_root),
+            (Some(65532), Some(true))
+        );
     }
 
     #[test]
     fn nothing_to_read_is_none_throughout() {
-        let none =
-            Facts { user: None, read_only_root: None, memory_limit: None, cpu_limit: None, processes: None };
+        let none = Facts {
+            user: None,
+            read_only_root: None,
+            memory_limit: None,
+            cpu_limit: None,
+            processes: None,
+        };
         assert_eq!(facts(tree(&[]).path()), none);
     }
 }

@@ -30,8 +30,19 @@ impl Log {
     /// Lines wait until [`Log::start`].
     pub fn new(config: &Config, metrics: &'static Metrics) -> Self {
         let stream = |name, write| {
-            let state = State { waiting: String::new(), writing: false, has_writer: true, now: Utc::at(0) };
-            Stream { name, state: Mutex::new(state), changed: Condvar::new(), write, metrics }
+            let state = State {
+                waiting: String::new(),
+                writing: false,
+                has_writer: true,
+                now: Utc::at(0),
+            };
+            Stream {
+                name,
+                state: Mutex::new(state),
+                changed: Condvar::new(),
+                write,
+                metrics,
+            }
         };
         let requests = || stream("access-log", |lines| io::stdout().write_all(lines));
         Log {
@@ -50,10 +61,13 @@ impl Log {
     pub fn start(&'static self) {
         for stream in self.streams() {
             let name = stream.name;
-            let started = thread::Builder::new().name(name.to_owned()).spawn(move || stream.write_out());
+            let started = thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || stream.write_out());
             if let Err(error) = started {
                 // A worker that wrote the lines could be held by their reader, so none does.
-                let error = format_args!("cannot start a thread for the {name}, so there is none: {error}");
+                let error =
+                    format_args!("cannot start a thread for the {name}, so there is none: {error}");
                 _ = writeln!(io::stderr(), "timber: {error}");
                 stream.lock().has_writer = false;
             }
@@ -73,12 +87,19 @@ impl Log {
     }
 
     fn event(&self, level: &str, message: &str) {
-        self.events.line(|line, now| event_line(line, now, self.json, level, process::id(), message));
+        self.events
+            .line(|line, now| event_line(line, now, self.json, level, process::id(), message));
     }
 
     /// Writes the line of one request, unless it is one that is left out.
     pub fn access(&self, client: &str, head: &Parts, answer: &Answer, is_probe: bool) {
-        let Some(stream) = self.requests.as_ref().filter(|_| self.with_probes || !is_probe) else { return };
+        let Some(stream) = self
+            .requests
+            .as_ref()
+            .filter(|_| self.with_probes || !is_probe)
+        else {
+            return;
+        };
         stream.line(|line, now| access_line(line, now, self.json, client, head, answer));
     }
 
@@ -96,7 +117,10 @@ pub fn event_line(line: &mut String, now: &Utc, json: bool, level: &str, pid: u3
     let Utc { date, time, .. } = now;
     _ = if json {
         let message = quote(message);
-        write!(line, r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"message":{message}}}"#)
+        write!(
+            line,
+            r#"{{"time":"{date}T{time}Z","level":"{level}","pid":{pid},"message":{message}}}"#
+        )
     } else {
         let message = message.replace(char::is_control, " ");
         write!(line, "[{date} {time} +0000] [{pid}] [{level}] {message}")
@@ -104,23 +128,58 @@ pub fn event_line(line: &mut String, now: &Utc, json: bool, level: &str, pid: u3
 }
 
 /// The text about a request, without the line's end.
-pub fn access_line(line: &mut String, now: &Utc, json: bool, client: &str, head: &Parts, answer: &Answer) {
-    let Utc { date, common_date, time, .. } = now;
+pub fn access_line(
+    line: &mut String,
+    now: &Utc,
+    json: bool,
+    client: &str,
+    head: &Parts,
+    answer: &Answer,
+) {
+    let Utc {
+        date,
+        common_date,
+        time,
+        ..
+    } = now;
     let target = match (head.uri.scheme(), head.uri.path_and_query()) {
         (None, Some(target)) => Cow::Borrowed(target.as_str()),
         _ => Cow::Owned(head.uri.to_string()),
     };
     let (method, status) = (head.method.as_str(), answer.status.as_str());
-    let version = if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-    let bytes = if method == Method::HEAD { 0 } else { answer.body.len() };
+    let version = if head.version == Version::HTTP_10 {
+        "HTTP/1.0"
+    } else {
+        "HTTP/1.1"
+    };
+    let bytes = if method == Method::HEAD {
+        0
+    } else {
+        answer.body.len()
+    };
     if json {
         let (method, target) = (quote(method), quote(&target));
-        _ = write!(line, r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#);
-        _ = write!(line, r#""target":{target},"version":"{version}","status":{status},"bytes":{bytes}}}"#);
+        _ = write!(
+            line,
+            r#"{{"time":"{date}T{time}Z","client":"{client}","method":{method},"#
+        );
+        _ = write!(
+            line,
+            r#""target":{target},"version":"{version}","status":{status},"bytes":{bytes}}}"#
+        );
         return;
     }
     // Put together by hand: one format for all costs a good part of a request.
-    for part in [client, " - - [", common_date, " ", time, "] \"", method, " "] {
+    for part in [
+        client,
+        " - - [",
+        common_date,
+        " ",
+        time,
+        "] \"",
+        method,
+        " ",
+    ] {
         line.push_str(part);
     }
     escape(line, &target);
@@ -178,13 +237,18 @@ impl Stream {
             state.writing = false;
             self.changed.notify_all();
             let idle = |state: &mut State| state.waiting.is_empty();
-            state = self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait_while(state, idle)
+                .unwrap_or_else(PoisonError::into_inner);
             state.writing = true;
             drop(state);
             thread::sleep(GATHER);
             mem::swap(&mut lines, &mut self.lock().waiting);
             if (self.write)(lines.as_bytes()).is_err() {
-                self.metrics.dropped_lines.fetch_add(lines.lines().count() as u64, Relaxed);
+                self.metrics
+                    .dropped_lines
+                    .fetch_add(lines.lines().count() as u64, Relaxed);
             }
             lines.clear();
         }
@@ -205,8 +269,9 @@ pub struct Utc {
 impl Utc {
     /// `second` counts from the Unix epoch.
     pub fn at(second: u64) -> Self {
-        const MONTHS: [&str; 12] =
-            ["Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan", "Feb"];
+        const MONTHS: [&str; 12] = [
+            "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan", "Feb",
+        ];
         // Years that begin in March have their leap day at the end, so months from there begin at a straight
         // line's whole numbers; 719,468 days lie between 0000-03-01 and the epoch.
         let days = second / 86_400 + 719_468;
@@ -220,7 +285,10 @@ impl Utc {
         Utc {
             second,
             date: format!("{year:04}-{:02}-{day:02}", (month + 2) % 12 + 1),
-            common_date: format!("{day:02}/{}/{year:04}", MONTHS[usize::try_from(month).unwrap_or(0)]),
+            common_date: format!(
+                "{day:02}/{}/{year:04}",
+                MONTHS[usize::try_from(month).unwrap_or(0)]
+            ),
             time: format!("{hour:02}:{minute:02}:{:02}", second % 60),
         }
     }
@@ -228,7 +296,9 @@ impl Utc {
 
 /// Now; a clock that is set before the epoch counts as the epoch.
 pub fn epoch_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// The text as a JSON string. `serde_json::Value` would be handier, and larger: it can print floats.
@@ -243,7 +313,11 @@ fn escape(line: &mut String, text: &str) {
         return line.push_str(text);
     }
     for byte in text.bytes() {
-        _ = if is_plain(byte) { line.write_char(char::from(byte)) } else { write!(line, "\\x{byte:02x}") };
+        _ = if is_plain(byte) {
+            line.write_char(char::from(byte))
+        } else {
+            write!(line, "\\x{byte:02x}")
+        };
     }
 }
 
@@ -263,8 +337,16 @@ mod tests {
             (4_107_542_400, "2100-03-01", "01/Mar/2100", "00:00:00"),
         ] {
             let utc = Utc::at(second);
-            let rendered = (utc.date.as_str(), utc.common_date.as_str(), utc.time.as_str());
-            assert_eq!(rendered, (date, common_date, time), "{second} seconds after the epoch");
+            let rendered = (
+                utc.date.as_str(),
+                utc.common_date.as_str(),
+                utc.time.as_str(),
+            );
+            assert_eq!(
+                rendered,
+                (date, common_date, time),
+                "{second} seconds after the epoch"
+            );
         }
     }
 

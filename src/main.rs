@@ -19,7 +19,8 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 /// What the number of the process means when it is told to stop.
-const AS_INIT: &str = " of its container: the kernel would ignore a SIGTERM that is not handled; it is";
+const AS_INIT: &str =
+    " of its container: the kernel would ignore a SIGTERM that is not handled; it is";
 const AS_CHILD: &str = ": SIGTERM, SIGINT and SIGQUIT stop it gracefully, a second one at once";
 
 /// For the last lines when their reader has stopped reading.
@@ -28,7 +29,9 @@ const FLUSH: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     let text = |os: OsString| os.to_string_lossy().into_owned();
     let arguments: Vec<_> = env::args_os().skip(1).map(text).collect();
-    let variables: Vec<_> = env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+    let variables: Vec<_> = env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect();
     let (command, config) = match config::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
         Err(mistakes) => {
@@ -59,7 +62,11 @@ fn main() -> ExitCode {
 /// Not `println!`, which panics when the reader has gone.
 fn print(text: &str) -> ExitCode {
     let written = io::stdout().write_all(text.as_bytes());
-    if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
+    if written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILURE)
+    }
 }
 
 fn complain(mistakes: &[String], code: u8) -> ExitCode {
@@ -80,16 +87,22 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     // Signals before the port: whoever can reach the service can also stop it.
     let mut signals = catch_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = server::listen(&config)?;
-    let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| format!("cannot listen: {error}"))?;
 
-    let metrics: &Metrics = Box::leak(Box::new(Metrics::new(api::ROUTES.iter().map(|route| route.path))));
+    let metrics: &Metrics = Box::leak(Box::new(Metrics::new(
+        api::ROUTES.iter().map(|route| route.path),
+    )));
     let log: &Log = Box::leak(Box::new(Log::new(&config, metrics)));
     panic::set_hook(Box::new(move |panic| log.error(&panic.to_string())));
     log.info(&format!("Starting timber {}", api::VERSION));
     let room = config.max_connections;
     if room < most {
         // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-        log.warning(&format!("Serving {room} connections at once, not {most}: it may open no more files"));
+        log.warning(&format!(
+            "Serving {room} connections at once, not {most}: it may open no more files"
+        ));
     }
     let app: &App = Box::leak(Box::new(App {
         release: config.release.clone(),
@@ -112,22 +125,39 @@ async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, Str
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
     if let Some(room) = facts.connections().filter(|room| server.limit(*room)) {
-        log.warning(&format!("Serving {room} connections at once: more could take more memory than it may"));
+        log.warning(&format!(
+            "Serving {room} connections at once: more could take more memory than it may"
+        ));
     }
-    log.info(&format!("Process {pid}{}", if pid == 1 { AS_INIT } else { AS_CHILD }));
+    log.info(&format!(
+        "Process {pid}{}",
+        if pid == 1 { AS_INIT } else { AS_CHILD }
+    ));
 
     let signal = next(&mut signals).await;
     app.draining.store(true, Relaxed);
     log.info(&format!("Handling signal: {signal}"));
     let (stop, before) = (Instant::now(), metrics.answered());
     let is_drained = is_first(server.drain(listener), next(&mut signals)).await;
-    let (took, answered, cut) = (stop.elapsed(), metrics.answered() - before, server.busy.receiver_count());
-    let how = if is_drained { "" } else { ", at a second signal" };
+    let (took, answered, cut) = (
+        stop.elapsed(),
+        metrics.answered() - before,
+        server.busy.receiver_count(),
+    );
+    let how = if is_drained {
+        ""
+    } else {
+        ", at a second signal"
+    };
     log.info(&format!(
         "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
     ));
     log.flush(FLUSH);
-    Ok(ExitCode::from(if is_drained && cut == 0 { 0 } else { FAILURE }))
+    Ok(ExitCode::from(if is_drained && cut == 0 {
+        0
+    } else {
+        FAILURE
+    }))
 }
 
 /// Catches the signals that mean stop, each with the name that the log has for it.
@@ -137,7 +167,7 @@ fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
     Ok([
         ("term", signal(SignalKind::terminate())?), // docker stop, Kubernetes, systemd
         ("int", signal(SignalKind::interrupt())?),  // Ctrl-C
-        ("quit", signal(SignalKind::quit())?),      // Ctrl-\, and the graceful stop of nginx and gunicorn
+        ("quit", signal(SignalKind::quit())?), // Ctrl-\, and the graceful stop of nginx and gunicorn
     ])
 }
 
@@ -145,7 +175,8 @@ fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
 async fn next(signals: &mut [(&'static str, Signal)]) -> &'static str {
     poll_fn(|cx| {
         let mut signals = signals.iter_mut();
-        let caught = signals.find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
+        let caught =
+            signals.find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
         caught.map_or(Poll::Pending, Poll::Ready)
     })
     .await

@@ -35,8 +35,14 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn new(routes: impl Iterator<Item = &'static str>) -> Self {
-        let requests = routes.chain(["other"]).map(|route| (route, Default::default())).collect();
-        Metrics { requests, ..Metrics::default() }
+        let requests = routes
+            .chain(["other"])
+            .map(|route| (route, Default::default()))
+            .collect();
+        Metrics {
+            requests,
+            ..Metrics::default()
+        }
     }
 
     /// Counts one answer. `route` is its index in the route table.
@@ -45,14 +51,21 @@ impl Metrics {
         classes[usize::from(status / 100 - 1)].fetch_add(1, Relaxed);
         // A u64 of nanoseconds lasts 584 years.
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BUCKETS.iter().take_while(|(bound, _)| *bound < nanos).count();
+        let bucket = BUCKETS
+            .iter()
+            .take_while(|(bound, _)| *bound < nanos)
+            .count();
         self.durations[bucket].fetch_add(1, Relaxed);
         self.duration_sum.fetch_add(nanos, Relaxed);
     }
 
     /// Answers of all routes and classes.
     pub fn answered(&self) -> u64 {
-        self.requests.iter().flat_map(|(_, classes)| classes).map(|n| n.load(Relaxed)).sum()
+        self.requests
+            .iter()
+            .flat_map(|(_, classes)| classes)
+            .map(|n| n.load(Relaxed))
+            .sum()
     }
 
     /// The page of `/metrics`. `build` has the label and value pairs that identify the build, `start` is in
@@ -62,14 +75,26 @@ impl Metrics {
         page.family("timber_build_info", "gauge", "What is running; always 1.");
         page.sample("timber_build_info", build, 1);
 
-        page.family("http_requests_total", "counter", "Requests answered, by route and class of status.");
+        page.family(
+            "http_requests_total",
+            "counter",
+            "Requests answered, by route and class of status.",
+        );
         for (route, classes) in &self.requests {
             for (class, count) in CLASSES.iter().zip(classes) {
-                page.sample("http_requests_total", &[("route", route), ("code", class)], count.load(Relaxed));
+                page.sample(
+                    "http_requests_total",
+                    &[("route", route), ("code", class)],
+                    count.load(Relaxed),
+                );
             }
         }
         let name = "http_request_duration_seconds";
-        page.family(name, "histogram", "From the end of a request's head until its answer is ready.");
+        page.family(
+            name,
+            "histogram",
+            "From the end of a request's head until its answer is ready.",
+        );
         let mut total = 0;
         for ((_, bound), count) in BUCKETS.iter().zip(&self.durations) {
             total += count.load(Relaxed);
@@ -83,11 +108,36 @@ impl Metrics {
         let now = |gauge: &AtomicU64| Some(gauge.load(Relaxed));
         let dropped = now(&self.dropped_lines);
         for (name, kind, help, value) in [
-            ("http_requests_in_flight", "gauge", "Requests not wholly answered.", now(&self.in_flight)),
-            ("http_connections_open", "gauge", "Client connections.", now(&self.connections)),
-            ("timber_log_lines_dropped_total", "counter", "Log lines that could not be written.", dropped),
-            ("process_start_time_seconds", "gauge", "Start since the Unix epoch in seconds.", Some(start)),
-            ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
+            (
+                "http_requests_in_flight",
+                "gauge",
+                "Requests not wholly answered.",
+                now(&self.in_flight),
+            ),
+            (
+                "http_connections_open",
+                "gauge",
+                "Client connections.",
+                now(&self.connections),
+            ),
+            (
+                "timber_log_lines_dropped_total",
+                "counter",
+                "Log lines that could not be written.",
+                dropped,
+            ),
+            (
+                "process_start_time_seconds",
+                "gauge",
+                "Start since the Unix epoch in seconds.",
+                Some(start),
+            ),
+            (
+                "process_resident_memory_bytes",
+                "gauge",
+                "Resident memory size in bytes.",
+                resident,
+            ),
         ] {
             let Some(value) = value else { continue };
             page.family(name, kind, help);
@@ -105,10 +155,21 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let labels: Vec<_> =
-            labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let escape = |value: &str| {
+            value
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n")
+        };
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+            .collect();
+        let labels = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", labels.join(","))
+        };
         _ = writeln!(self.0, "{name}{labels} {value}");
     }
 }

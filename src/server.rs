@@ -103,11 +103,19 @@ pub fn room(config: &Config, files: usize) -> Result<usize, String> {
 
 /// The one name that is known is localhost. To resolve others would take musl's resolver into the image.
 pub fn address(host: &str) -> Option<IpAddr> {
-    if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse().ok() }
+    if host == "localhost" {
+        Some(Ipv4Addr::LOCALHOST.into())
+    } else {
+        host.parse().ok()
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()
+    } else {
+        TcpSocket::new_v4()
+    }?;
     // Connections of an earlier process that are in TIME_WAIT do not hold the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -117,7 +125,10 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 /// It has gone again before it was accepted; the next one is fine.
 fn is_about_one_client(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
 }
 
 /// Classic BPF on what arrives for the listener: a segment with SYN but not ACK begins a handshake and is dropped.
@@ -138,7 +149,17 @@ impl Server {
     pub fn new(config: Config, app: &'static App, log: &'static Log) -> Self {
         let (timers, permits) = (Handle::current(), Semaphore::new(config.max_connections));
         let (stopped, closing, close, busy) = Default::default();
-        Server { config, app, log, timers, permits, stopped, closing, close, busy }
+        Server {
+            config,
+            app,
+            log,
+            timers,
+            permits,
+            stopped,
+            closing,
+            close,
+            busy,
+        }
     }
 
     /// Serves until [`Server::drain`] on threads of its own, or on this one where none can be started. Asks for
@@ -146,8 +167,16 @@ impl Server {
     ///
     /// # Errors
     /// When the listener cannot be shared.
-    pub fn start(&'static self, listener: &StdListener, count: impl FnOnce() -> usize) -> io::Result<usize> {
-        let accept = || listener.try_clone().map(|listener| self.accept(listener, self.stopped.subscribe()));
+    pub fn start(
+        &'static self,
+        listener: &StdListener,
+        count: impl FnOnce() -> usize,
+    ) -> io::Result<usize> {
+        let accept = || {
+            listener
+                .try_clone()
+                .map(|listener| self.accept(listener, self.stopped.subscribe()))
+        };
         if !self.start_worker(1, accept()?) {
             tokio::spawn(accept()?);
             return Ok(1);
@@ -168,18 +197,25 @@ impl Server {
                 accept.await;
                 pending::<()>().await; // connections still run here; the thread ends with the process
             }),
-            Err(error) => self.log.error(&format!("Worker {number} cannot run: {error}")),
+            Err(error) => self
+                .log
+                .error(&format!("Worker {number} cannot run: {error}")),
         };
-        let started = thread::Builder::new().name(format!("worker-{number}")).spawn(worker);
+        let started = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(worker);
         if let Err(error) = &started {
-            self.log.warning(&format!("Worker {number} cannot start: {error}"));
+            self.log
+                .warning(&format!("Worker {number} cannot start: {error}"));
         }
         started.is_ok()
     }
 
     /// Lowers the number of connections that may be open at once. True if it was higher.
     pub fn limit(&self, connections: usize) -> bool {
-        self.permits.forget_permits(self.config.max_connections.saturating_sub(connections)) > 0
+        self.permits
+            .forget_permits(self.config.max_connections.saturating_sub(connections))
+            > 0
     }
 
     /// A timer of the runtime that has them, for use on any.
@@ -191,7 +227,11 @@ impl Server {
     async fn accept(&'static self, listener: StdListener, mut stopped: watch::Receiver<bool>) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
-            Err(error) => return self.log.error(&format!("Cannot accept connections: {error}")),
+            Err(error) => {
+                return self
+                    .log
+                    .error(&format!("Cannot accept connections: {error}"));
+            }
         };
         let accept = async {
             while let Ok(permit) = self.permits.acquire().await {
@@ -202,7 +242,8 @@ impl Server {
                     }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
-                        self.log.error(&format!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
+                        self.log
+                            .error(&format!("Cannot accept, for {ACCEPT_PAUSE:?}: {error}"));
                         self.sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                 }
@@ -243,12 +284,19 @@ impl Server {
                 Ok(connection) => queue.push(connection),
                 Err(error) if is_about_one_client(&error) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => break self.log.error(&format!("Cannot accept what is waiting: {error}")),
+                Err(error) => {
+                    break self
+                        .log
+                        .error(&format!("Cannot accept what is waiting: {error}"));
+                }
             }
         }
         drop(listener);
         for (stream, peer) in queue {
-            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            if let Ok(stream) = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream))
+            {
                 self.open(stream, peer);
             }
         }

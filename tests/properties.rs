@@ -19,14 +19,22 @@ const ACCEPT_VALUE: &str = "(text/html(; ?q=[01.]{0,3})?,? ?){0,2}([ -~]{0,9})";
 fn head() -> impl Strategy<Value = Parts> {
     let method = select(&["GET", "HEAD", "OPTIONS", "POST", "CONNECT", "get", "X"][..]);
     let accept = proptest::option::of(ACCEPT_VALUE);
-    let headers = (vec(HOST_VALUE, 0..3), accept, proptest::option::of("https?"));
+    let headers = (
+        vec(HOST_VALUE, 0..3),
+        accept,
+        proptest::option::of("https?"),
+    );
     (method, TARGET, headers).prop_filter_map(
         "hyper refuses it",
         |(method, target, (hosts, accept, proto))| {
             let hosts = hosts.iter().map(|host| (HOST, host.as_bytes()));
             let accept = accept.iter().map(|accept| (ACCEPT, accept.as_bytes()));
-            let proto =
-                proto.iter().map(|proto| (HeaderName::from_static("x-forwarded-proto"), proto.as_bytes()));
+            let proto = proto.iter().map(|proto| {
+                (
+                    HeaderName::from_static("x-forwarded-proto"),
+                    proto.as_bytes(),
+                )
+            });
             invariants::head(
                 method.as_bytes(),
                 target.as_bytes(),
@@ -37,21 +45,30 @@ fn head() -> impl Strategy<Value = Parts> {
 }
 
 /// What a user types, with a mistake now and then.
-const VALUE: &str =
-    "([0-9]{1,20}(s|ms|)|off|on|all|text|json|\\[?[0-9a-f:.]{0,9}\\]?:?[0-9]{0,6}|\\PC{0,70}|(?s).{0,3})";
+const VALUE: &str = "([0-9]{1,20}(s|ms|)|off|on|all|text|json|\\[?[0-9a-f:.]{0,9}\\]?:?[0-9]{0,6}|\\PC{0,70}|(?s).{0,3})";
 const SETTING: &str = "(bind|workers|drain-delay|drain-deadline|idle-timeout|header-timeout|write-timeout\
                        |max-connections|access-log|log-format|release|no-access-log|(?s).{0,5})";
 
 fn arguments() -> impl Strategy<Value = Vec<String>> {
     let flag = (SETTING, VALUE).prop_map(|(setting, value)| format!("--{setting}={value}"));
-    let word =
-        prop_oneof![SETTING.prop_map(|setting| format!("--{setting}")), VALUE, "(-[a-zA-Z]|healthcheck)"];
+    let word = prop_oneof![
+        SETTING.prop_map(|setting| format!("--{setting}")),
+        VALUE,
+        "(-[a-zA-Z]|healthcheck)"
+    ];
     vec(prop_oneof![flag, word], 0..5)
 }
 
 fn variables() -> impl Strategy<Value = Vec<(String, String)>> {
-    let name = SETTING.prop_map(|setting| format!("TIMBER_{}", setting.to_uppercase().replace('-', "_")));
-    vec((prop_oneof![4 => name, 1 => Just("PORT".to_owned()), 1 => "(?s).{0,5}"], VALUE), 0..4)
+    let name =
+        SETTING.prop_map(|setting| format!("TIMBER_{}", setting.to_uppercase().replace('-', "_")));
+    vec(
+        (
+            prop_oneof![4 => name, 1 => Just("PORT".to_owned()), 1 => "(?s).{0,5}"],
+            VALUE,
+        ),
+        0..4,
+    )
 }
 
 proptest! {

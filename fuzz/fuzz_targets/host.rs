@@ -11,10 +11,14 @@ use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
 /// Where TMPDIR is in memory there are ten times as many runs as on a disk.
-static ROOT: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory for the files"));
+static ROOT: LazyLock<TempDir> =
+    LazyLock::new(|| tempfile::tempdir().expect("a directory for the files"));
 
 fuzz_target!(|text: &str| {
-    let texts: Vec<_> =
-        text.split("--\n").chain([""].into_iter().cycle()).take(invariants::HOST_FILES.len()).collect();
+    let texts: Vec<_> = text
+        .split("--\n")
+        .chain([""].into_iter().cycle())
+        .take(invariants::HOST_FILES.len())
+        .collect();
     invariants::host_facts(ROOT.path(), &texts);
 });

@@ -11,9 +11,16 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let mut lines = data.splitn(6, |byte| *byte == b'\n');
-    let (method, target) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let (method, target) = (
+        lines.next().unwrap_or_default(),
+        lines.next().unwrap_or_default(),
+    );
     let names = [HOST, ACCEPT, HeaderName::from_static("x-forwarded-proto")];
-    let headers: Vec<_> = names.into_iter().zip(&mut lines).filter(|(_, value)| *value != b"-").collect();
+    let headers: Vec<_> = names
+        .into_iter()
+        .zip(&mut lines)
+        .filter(|(_, value)| *value != b"-")
+        .collect();
     if let Some(head) = invariants::head(method, target, &headers) {
         let (_, answer) = invariants::answer(&head);
         let length = u64::try_from(data.len()).unwrap_or_default();

@@ -39,7 +39,12 @@ impl Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (next, failed, lost) = Default::default();
-        let state = Arc::new(State { backends: Mutex::new(backends), next, failed, lost });
+        let state = Arc::new(State {
+            backends: Mutex::new(backends),
+            next,
+            failed,
+            lost,
+        });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -97,8 +102,7 @@ impl State {
             }
             Backend::Fails => {
                 self.failed.fetch_add(1, SeqCst);
-                let answer =
-                    "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+                let answer = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
                 client.write_all(answer.as_bytes()).ok()?;
             }
             Backend::Drops => {

@@ -60,7 +60,11 @@ impl Browser {
         // It reads from descriptor 3 and writes to 4. When this process ends, however it does, so do the pipes, and then
         // the browser.
         let mut child = Command::new("/bin/sh")
-            .args(["-c", "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null", "sh"])
+            .args([
+                "-c",
+                "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null",
+                "sh",
+            ])
             .args(FLAGS)
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .stdin(Stdio::piped())
@@ -73,16 +77,33 @@ impl Browser {
         let (sender, messages) = mpsc::channel();
         thread::spawn(move || {
             let parts = output.split(0).map_while(Result::ok);
-            parts.map(|part| serde_json::from_slice(&part).unwrap()).try_for_each(|value| sender.send(value))
+            parts
+                .map(|part| serde_json::from_slice(&part).unwrap())
+                .try_for_each(|value| sender.send(value))
         });
         let (last_id, session, events) = Default::default();
-        let mut browser =
-            Browser { child, commands, messages, last_id, session, events, _profile: profile, _one: one };
+        let mut browser = Browser {
+            child,
+            commands,
+            messages,
+            last_id,
+            session,
+            events,
+            _profile: profile,
+            _one: one,
+        };
 
         let target =
-            browser.call("Target.createTarget", &json!({ "url": "about:blank" }))["targetId"].clone();
-        let attached = browser.call("Target.attachToTarget", &json!({ "targetId": target, "flatten": true }));
-        attached["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
+            browser.call("Target.createTarget", &json!({ "url": "about:blank" }))["targetId"]
+                .clone();
+        let attached = browser.call(
+            "Target.attachToTarget",
+            &json!({ "targetId": target, "flatten": true }),
+        );
+        attached["sessionId"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), &json!({}));
         }
@@ -102,7 +123,8 @@ impl Browser {
 
     /// One command and its result. What happens meanwhile is kept.
     pub fn call(&mut self, method: &str, parameters: &Value) -> Value {
-        self.send(method, parameters).expect("this test needs Chromium");
+        self.send(method, parameters)
+            .expect("this test needs Chromium");
         loop {
             let message = self.receive();
             if message["id"] == self.last_id {
@@ -114,7 +136,9 @@ impl Browser {
     }
 
     fn receive(&self) -> Value {
-        self.messages.recv_timeout(PATIENCE).expect("this test needs Chromium, and it is silent")
+        self.messages
+            .recv_timeout(PATIENCE)
+            .expect("this test needs Chromium, and it is silent")
     }
 
     /// Returns once the page is loaded.
@@ -122,7 +146,11 @@ impl Browser {
         let begin = Instant::now();
         self.events.clear();
         self.call("Page.navigate", &json!({ "url": address }));
-        while !self.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
+        while !self
+            .events
+            .iter()
+            .any(|event| event["method"] == "Page.loadEventFired")
+        {
             assert!(begin.elapsed() < PATIENCE, "{address} does not load");
             let event = self.receive();
             self.events.push(event);
@@ -131,20 +159,29 @@ impl Browser {
 
     /// What an expression is worth.
     pub fn script(&mut self, expression: &str) -> Value {
-        let result =
-            self.call("Runtime.evaluate", &json!({ "expression": expression, "returnByValue": true }));
-        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        let result = self.call(
+            "Runtime.evaluate",
+            &json!({ "expression": expression, "returnByValue": true }),
+        );
+        assert!(
+            result["exceptionDetails"].is_null(),
+            "{expression}: {result}"
+        );
         result["result"]["value"].clone()
     }
 
     /// `light` or `dark`.
     pub fn media(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        self.call("Emulation.setEmulatedMedia", &json!({ "features": features }));
+        self.call(
+            "Emulation.setEmulatedMedia",
+            &json!({ "features": features }),
+        );
     }
 
     pub fn size(&mut self, width: u32, height: u32) {
-        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", &size);
     }
 
@@ -152,7 +189,11 @@ impl Browser {
     pub fn picture(&mut self, name: &str) {
         let data = self.call("Page.captureScreenshot", &json!({ "format": "png" }))["data"].clone();
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"));
-        fs::write(file, BASE64_STANDARD.decode(data.as_str().unwrap()).unwrap()).unwrap();
+        fs::write(
+            file,
+            BASE64_STANDARD.decode(data.as_str().unwrap()).unwrap(),
+        )
+        .unwrap();
     }
 
     /// What the browser has told since the page was opened.
@@ -162,8 +203,12 @@ impl Browser {
 
     /// Addresses of all that the page asked for, itself included.
     pub fn requests(&self) -> Vec<&str> {
-        let sent = self.events().iter().filter(|event| event["method"] == "Network.requestWillBeSent");
-        sent.map(|event| event["params"]["request"]["url"].as_str().unwrap()).collect()
+        let sent = self
+            .events()
+            .iter()
+            .filter(|event| event["method"] == "Network.requestWillBeSent");
+        sent.map(|event| event["params"]["request"]["url"].as_str().unwrap())
+            .collect()
     }
 
     /// Errors and warnings on the console, exceptions, breaches of the page's policy. That a request failed is none:
@@ -183,7 +228,10 @@ impl Browser {
         assert_eq!(self.complaints(), [&Value::Null; 0]);
         let requests = self.requests();
         let (first, rest) = requests.split_first().unwrap();
-        assert!(*first == page && rest.iter().all(|address| others.contains(address)), "{requests:?}");
+        assert!(
+            *first == page && rest.iter().all(|address| others.contains(address)),
+            "{requests:?}"
+        );
     }
 }
 

@@ -21,13 +21,22 @@ use support::{SOON, Timber, shell};
 fn start(release: &str, host: &str) -> Timber {
     let script = r#"exec /usr/bin/unshare --uts /bin/sh -c 'hostname "$1" && exec "$0" -b 127.0.0.1:0 --release "$2"' "$0" "$HOST" "$RELEASE""#;
     let mut command = shell(script);
-    Timber::spawn(command.env("HOST", host).env("RELEASE", release).env("PATH", "/usr/bin:/bin"))
+    Timber::spawn(
+        command
+            .env("HOST", host)
+            .env("RELEASE", release)
+            .env("PATH", "/usr/bin:/bin"),
+    )
 }
 
 fn wait_for(browser: &mut Browser, what: &str) {
     let begin = Instant::now();
     while browser.script(what) != json!(true) {
-        assert!(begin.elapsed() < 2 * SOON, "{what} does not come true: {}", text(browser, "body"));
+        assert!(
+            begin.elapsed() < 2 * SOON,
+            "{what} does not come true: {}",
+            text(browser, "body")
+        );
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -50,7 +59,10 @@ fn squares(browser: &mut Browser) -> Vec<(String, String)> {
 /// Presses the button, and lets what is under way arrive.
 /// It has asked for what it shows, and for nothing else.
 fn assert_calm(browser: &Browser, page: &str) {
-    browser.assert_calm(page, &[&format!("{page}sample"), &format!("{page}index"), "data:,"]);
+    browser.assert_calm(
+        page,
+        &[&format!("{page}sample"), &format!("{page}index"), "data:,"],
+    );
 }
 
 fn pause(browser: &mut Browser) {
@@ -70,21 +82,32 @@ fn a_room_sees_a_roll_out_pass() {
     browser.open(&page);
     wait_for(&mut browser, "+answered.innerText >= 9");
     assert_eq!(text(&mut browser, "h1"), "timber, release 1");
-    assert_eq!(browser.script("document.querySelectorAll('#who tbody tr').length"), json!(3));
+    assert_eq!(
+        browser.script("document.querySelectorAll('#who tbody tr').length"),
+        json!(3)
+    );
 
     // One after the other is replaced, as a Swarm does it, and not all goes well.
     let mut backends: Vec<_> = old.iter().map(to).collect();
-    for (number, (service, without)) in
-        new.iter().zip([Backend::Drops, Backend::Fails, Backend::Stalls]).enumerate()
+    for (number, (service, without)) in new
+        .iter()
+        .zip([Backend::Drops, Backend::Fails, Backend::Stalls])
+        .enumerate()
     {
         backends[number] = without;
         balancer.set(&backends);
         let (_, failed, lost) = counts(&mut browser);
-        wait_for(&mut browser, &format!("+failed.innerText + +lost.innerText > {}", failed + lost));
+        wait_for(
+            &mut browser,
+            &format!("+failed.innerText + +lost.innerText > {}", failed + lost),
+        );
         backends[number] = to(service);
         balancer.set(&backends);
         let (answered, ..) = counts(&mut browser);
-        wait_for(&mut browser, &format!("+answered.innerText > {}", answered + 6));
+        wait_for(
+            &mut browser,
+            &format!("+answered.innerText > {}", answered + 6),
+        );
         if number == 0 {
             assert_eq!(text(&mut browser, "h1"), "timber, release 1 and 2");
         }
@@ -104,16 +127,24 @@ fn a_room_sees_a_roll_out_pass() {
     let (answered, failed, lost) = counts(&mut browser);
     let served: usize = old.iter().chain(&new).map(samples).sum();
     let late = lost - balancer.lost();
-    assert!((answered..=answered + late).contains(&served), "{served} served, {answered} shown, {late} late");
+    assert!(
+        (answered..=answered + late).contains(&served),
+        "{served} served, {answered} shown, {late} late"
+    );
     assert_eq!(failed, balancer.failed());
     assert!(failed > 0 && lost > 1, "{failed} failed, {lost} lost");
     let squares = squares(&mut browser);
     let of = |kind: &str| squares.iter().filter(|(class, _)| class == kind).count();
-    assert_eq!((of("answered"), of("failed"), of("lost")), (answered, failed, lost));
+    assert_eq!(
+        (of("answered"), of("failed"), of("lost")),
+        (answered, failed, lost)
+    );
     assert_eq!(squares.len(), answered + failed + lost);
     // Letters in order of appearance: the old ones first, and at the end the new ones alone.
     let is_of = |hosts: &str, squares: &[(String, String)]| {
-        squares.iter().all(|(kind, letter)| kind == "lost" || hosts.contains(letter.as_str()))
+        squares
+            .iter()
+            .all(|(kind, letter)| kind == "lost" || hosts.contains(letter.as_str()))
     };
     assert!(is_of("ABC", &squares[..6]), "{squares:?}");
     assert!(is_of("DEF", &squares[squares.len() - 6..]), "{squares:?}");
@@ -126,7 +157,11 @@ fn a_room_sees_a_roll_out_pass() {
     let hosts = |row: usize| legend[row][3].as_str().unwrap();
     let expected: Vec<_> = (0..6)
         .map(|row| {
-            let (class, release) = if row < 3 { ("", "release 2") } else { ("gone", "release 1") };
+            let (class, release) = if row < 3 {
+                ("", "release 2")
+            } else {
+                ("gone", "release 1")
+            };
             let letter = &"FEDCBA"[row..=row];
             json!([class, letter, release, hosts(row)])
         })
@@ -135,8 +170,7 @@ fn a_room_sees_a_roll_out_pass() {
     let mut all: Vec<_> = (0..6).map(hosts).collect();
     all.sort_unstable();
     assert_eq!(all, ["birch", "elm", "larch", "oak", "pine", "yew"]);
-    let sum =
-        "[...document.querySelectorAll('#who tbody tr')].reduce((n, row) => n + +row.cells[2].innerText, 0)";
+    let sum = "[...document.querySelectorAll('#who tbody tr')].reduce((n, row) => n + +row.cells[2].innerText, 0)";
     assert_eq!(browser.script(sum), json!(answered));
     let colours = "new Set([...document.querySelectorAll('#who i')].map(i => getComputedStyle(i).backgroundColor)).size";
     assert_eq!(browser.script(colours), json!(6));
@@ -145,14 +179,23 @@ fn a_room_sees_a_roll_out_pass() {
 }
 
 fn counts(browser: &mut Browser) -> (usize, usize, usize) {
-    (number(browser, "answered"), number(browser, "failed"), number(browser, "lost"))
+    (
+        number(browser, "answered"),
+        number(browser, "failed"),
+        number(browser, "lost"),
+    )
 }
 
 /// That this service has answered.
 fn samples(service: &Timber) -> usize {
     let metrics = service.get("/metrics").text();
     let name = r#"http_requests_total{route="/sample",code="2xx"} "#;
-    metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
+    metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 #[test]
@@ -166,13 +209,24 @@ fn when_all_squares_are_filled_the_oldest_row_leaves() {
     wait_for(&mut browser, "+answered.innerText > 2");
     pause(&mut browser);
     // One after the other, and not four a second.
-    let all = browser.script("document.querySelectorAll('#squares i').length").as_u64().unwrap();
-    browser.script(&format!("(async () => {{ for (let n = 0; n < {all}; n++) await sample() }})()"));
+    let all = browser
+        .script("document.querySelectorAll('#squares i').length")
+        .as_u64()
+        .unwrap();
+    browser.script(&format!(
+        "(async () => {{ for (let n = 0; n < {all}; n++) await sample() }})()"
+    ));
     wait_for(&mut browser, &format!("+answered.innerText > {all}"));
     wait_for(&mut browser, "!document.querySelector('#squares .pending')");
     let filled = squares(&mut browser).len() as u64;
-    assert!(filled < all && filled + 60 > all, "{filled} of {all} are filled");
-    assert_eq!(browser.script("document.querySelectorAll('#squares i').length"), json!(all));
+    assert!(
+        filled < all && filled + 60 > all,
+        "{filled} of {all} are filled"
+    );
+    assert_eq!(
+        browser.script("document.querySelectorAll('#squares i').length"),
+        json!(all)
+    );
     assert_calm(&browser, &page);
 }
 
@@ -182,20 +236,38 @@ fn without_scripts_there_is_a_plain_table() {
     let service = start("1", "oak");
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
     let mut browser = Browser::start();
-    browser.call("Emulation.setScriptExecutionDisabled", &json!({ "value": true }));
+    browser.call(
+        "Emulation.setScriptExecutionDisabled",
+        &json!({ "value": true }),
+    );
     let page = balancer.url();
     browser.open(&page);
     thread::sleep(Duration::from_secs(1));
     assert_eq!(samples(&service), 0);
     browser.picture("page-without-scripts");
     // What it shows, which it tells without a script.
-    let layout = browser.call("DOMSnapshot.captureSnapshot", &json!({ "computedStyles": [] }));
-    let words = layout["documents"][0]["layout"]["text"].as_array().unwrap().iter();
+    let layout = browser.call(
+        "DOMSnapshot.captureSnapshot",
+        &json!({ "computedStyles": [] }),
+    );
+    let words = layout["documents"][0]["layout"]["text"]
+        .as_array()
+        .unwrap()
+        .iter();
     let shown: Vec<_> = words
-        .filter_map(|index| layout["strings"].get(usize::try_from(index.as_i64()?).ok()?)?.as_str())
+        .filter_map(|index| {
+            layout["strings"]
+                .get(usize::try_from(index.as_i64()?).ok()?)?
+                .as_str()
+        })
         .map(str::trim)
         .collect();
-    for part in ["timber, release 1", "oak", &service.child.id().to_string(), "Try GET /index"] {
+    for part in [
+        "timber, release 1",
+        "oak",
+        &service.child.id().to_string(),
+        "Try GET /index",
+    ] {
         assert!(shown.contains(&part), "{part} is not in {shown:?}");
     }
     for part in ["answered", "Pause"] {
@@ -233,16 +305,39 @@ fn what_the_policy_does_not_name_is_refused() {
     wait_for(&mut browser, "+answered.innerText > 2");
     pause(&mut browser);
     for (foreign, complaint) in [
-        ("add(document.body, 'img').src = 'http://other.test/x.png'", "img-src data:"),
-        ("fetch('http://other.test/').catch(() => 0)", "connect-src 'self'"),
-        ("add(document.body, 'p').setAttribute('style', 'color: red')", "style-src 'sha256-"),
-        ("try { document.body.innerHTML = '' } catch {}", "TrustedHTML"),
-        ("try { add(document.body, 'p').setAttribute('onclick', '') } catch {}", "TrustedScript"),
+        (
+            "add(document.body, 'img').src = 'http://other.test/x.png'",
+            "img-src data:",
+        ),
+        (
+            "fetch('http://other.test/').catch(() => 0)",
+            "connect-src 'self'",
+        ),
+        (
+            "add(document.body, 'p').setAttribute('style', 'color: red')",
+            "style-src 'sha256-",
+        ),
+        (
+            "try { document.body.innerHTML = '' } catch {}",
+            "TrustedHTML",
+        ),
+        (
+            "try { add(document.body, 'p').setAttribute('onclick', '') } catch {}",
+            "TrustedScript",
+        ),
     ] {
         browser.script(&format!("{foreign}; true"));
         let begin = Instant::now();
-        while !browser.complaints().iter().any(|event| event.to_string().contains(complaint)) {
-            assert!(begin.elapsed() < SOON, "{foreign} is allowed: {:?}", browser.complaints());
+        while !browser
+            .complaints()
+            .iter()
+            .any(|event| event.to_string().contains(complaint))
+        {
+            assert!(
+                begin.elapsed() < SOON,
+                "{foreign} is allowed: {:?}",
+                browser.complaints()
+            );
             browser.script("0");
         }
     }

@@ -13,9 +13,18 @@ const KUBERNETES: [&str; 2] = ["1.36", "1.37"];
 
 /// What the scanner may say, and why that is no mistake.
 const WAIVED: [(&str, &str); 3] = [
-    ("KSV-0011", "a CPU limit would make all requests wait just when there are many"),
-    ("KSV-0110", "the namespace is chosen with kubectl -n or in the overlay of whoever deploys"),
-    ("KSV-0125", "the registry in the overlay for the cloud is a placeholder"),
+    (
+        "KSV-0011",
+        "a CPU limit would make all requests wait just when there are many",
+    ),
+    (
+        "KSV-0110",
+        "the namespace is chosen with kubectl -n or in the overlay of whoever deploys",
+    ),
+    (
+        "KSV-0125",
+        "the registry in the overlay for the cloud is a placeholder",
+    ),
 ];
 
 /// For what the service has no part in: the runtime passes the signal on, and notices the end.
@@ -68,7 +77,8 @@ fn restricted_profile() -> Vec<(&'static str, &'static str, &'static str, Value)
 fn kubernetes_knows_every_field() {
     for overlay in overlays() {
         for version in KUBERNETES {
-            accepted(&render(&overlay), version).unwrap_or_else(|refusal| panic!("{overlay}: {refusal}"));
+            accepted(&render(&overlay), version)
+                .unwrap_or_else(|refusal| panic!("{overlay}: {refusal}"));
         }
     }
 }
@@ -79,10 +89,26 @@ fn kubernetes_knows_every_field() {
 fn a_mistake_in_a_field_is_told() {
     for (pointer, value, refusal) in [
         ("/spec/replica", json!(2), "'replica' was unexpected"),
-        ("/spec/minReadySeconds", json!("soon"), "'soon' is not of type 'integer'"),
-        ("/spec/template/spec/containers/0/livenessProbe/httpGet/pat", json!("/"), "'pat' was unexpected"),
-        ("/spec/selector", Value::Null, "'selector' is a required property"),
-        ("/kind", json!("Deploiment"), "Couldn't find schema for kind Deploiment"),
+        (
+            "/spec/minReadySeconds",
+            json!("soon"),
+            "'soon' is not of type 'integer'",
+        ),
+        (
+            "/spec/template/spec/containers/0/livenessProbe/httpGet/pat",
+            json!("/"),
+            "'pat' was unexpected",
+        ),
+        (
+            "/spec/selector",
+            Value::Null,
+            "'selector' is a required property",
+        ),
+        (
+            "/kind",
+            json!("Deploiment"),
+            "Couldn't find schema for kind Deploiment",
+        ),
         ("/apiVersion", json!("apps/v2"), "with api version apps/v2"),
     ] {
         let mut deployment = find(&render("base"), "Deployment").clone();
@@ -98,13 +124,21 @@ fn a_policy_scanner_finds_nothing() {
     let mut files = Vec::new();
     for overlay in overlays() {
         files.extend(
-            render(&overlay).into_iter().map(|object| (format!("{} of {overlay}", object["kind"]), object)),
+            render(&overlay)
+                .into_iter()
+                .map(|object| (format!("{} of {overlay}", object["kind"]), object)),
         );
     }
     let mut waived = Vec::new();
-    for ((name, _), found) in files.iter().zip(scan(files.iter().map(|(_, object)| object))) {
+    for ((name, _), found) in files
+        .iter()
+        .zip(scan(files.iter().map(|(_, object)| object)))
+    {
         for finding in found {
-            assert!(WAIVED.iter().any(|(id, _)| finding.starts_with(id)), "{name}: {finding}");
+            assert!(
+                WAIVED.iter().any(|(id, _)| finding.starts_with(id)),
+                "{name}: {finding}"
+            );
             waived.push(finding);
         }
     }
@@ -121,22 +155,27 @@ fn a_policy_scanner_finds_nothing() {
 #[ignore = "needs kubectl and trivy"]
 fn each_rule_of_the_restricted_profile_is_kept_and_would_be_missed() {
     let deployment = find(&render("base"), "Deployment").clone();
-    let broken = restricted_profile().into_iter().map(|(rule, check, pointer, value)| {
-        let rule = format!("{rule}: {pointer} {value}");
-        let pointer = match pointer.strip_prefix("../") {
-            Some(pointer) => format!("/spec/template/{pointer}"),
-            None => format!("/spec/template/spec/{pointer}"),
-        };
-        let mut broken = deployment.clone();
-        set(&mut broken, &pointer, value);
-        assert_ne!(broken, deployment, "{rule} changes nothing");
-        (rule, check, broken)
-    });
+    let broken = restricted_profile()
+        .into_iter()
+        .map(|(rule, check, pointer, value)| {
+            let rule = format!("{rule}: {pointer} {value}");
+            let pointer = match pointer.strip_prefix("../") {
+                Some(pointer) => format!("/spec/template/{pointer}"),
+                None => format!("/spec/template/spec/{pointer}"),
+            };
+            let mut broken = deployment.clone();
+            set(&mut broken, &pointer, value);
+            assert_ne!(broken, deployment, "{rule} changes nothing");
+            (rule, check, broken)
+        });
     let broken: Vec<_> = broken.collect();
     let kept = &scan([&deployment].into_iter())[0];
     let found = scan(broken.iter().map(|(_, _, deployment)| deployment));
     for ((rule, check, _), found) in broken.iter().zip(found) {
-        assert!(!kept.iter().any(|finding| finding.starts_with(check)), "{check} is found in the base");
+        assert!(
+            !kept.iter().any(|finding| finding.starts_with(check)),
+            "{check} is found in the base"
+        );
         assert!(
             found.iter().any(|finding| finding.starts_with(check)),
             "{rule} is not found by {check}, only {found:?}"
@@ -153,12 +192,18 @@ fn a_stop_is_over_before_the_pod_is_killed() {
         let settings = settings(&pod["containers"][0]);
         let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
         let (delay, deadline) = (settings.drain_delay, settings.drain_deadline);
-        println!("{overlay}: {delay:?} delay + {deadline:?} deadline + {MARGIN:?} margin < {grace:?}");
+        println!(
+            "{overlay}: {delay:?} delay + {deadline:?} deadline + {MARGIN:?} margin < {grace:?}"
+        );
         assert!(delay + deadline + MARGIN < grace, "{overlay}");
         // Other nodes take about a second to hear of it.
         assert!(delay >= Duration::from_secs(3), "{overlay}");
         let strategy = &find(&objects, "Deployment")["spec"]["strategy"]["rollingUpdate"];
-        assert_eq!(*strategy, json!({"maxUnavailable": 0, "maxSurge": 1}), "{overlay}");
+        assert_eq!(
+            *strategy,
+            json!({"maxUnavailable": 0, "maxSurge": 1}),
+            "{overlay}"
+        );
     }
 }
 
@@ -184,11 +229,24 @@ fn what_refers_to_something_finds_it() {
                 "NetworkPolicy" => "/spec/podSelector/matchLabels",
                 _ => continue,
             };
-            assert_eq!(object.pointer(selector), Some(&selected), "{overlay} {kind}");
+            assert_eq!(
+                object.pointer(selector),
+                Some(&selected),
+                "{overlay} {kind}"
+            );
         }
-        assert_eq!(template["metadata"]["labels"]["app.kubernetes.io/name"], "timber");
-        for constraint in template["spec"]["topologySpreadConstraints"].as_array().unwrap() {
-            assert_eq!(constraint["labelSelector"]["matchLabels"], selected, "{overlay}");
+        assert_eq!(
+            template["metadata"]["labels"]["app.kubernetes.io/name"],
+            "timber"
+        );
+        for constraint in template["spec"]["topologySpreadConstraints"]
+            .as_array()
+            .unwrap()
+        {
+            assert_eq!(
+                constraint["labelSelector"]["matchLabels"], selected,
+                "{overlay}"
+            );
         }
         let target = &find(&objects, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"];
         assert_eq!(
@@ -199,21 +257,37 @@ fn what_refers_to_something_finds_it() {
             container["resources"]["requests"]["cpu"].is_string(),
             "the autoscaler has nothing to compare with"
         );
-        assert_eq!(deployment["spec"]["replicas"], Value::Null, "would undo what the autoscaler does");
+        assert_eq!(
+            deployment["spec"]["replicas"],
+            Value::Null,
+            "would undo what the autoscaler does"
+        );
 
         let port = &container["ports"][0];
-        assert!(dockerfile.contains(&format!("ENV PORT={} ", port["containerPort"])), "{overlay}: {port}");
-        assert_eq!(find(&objects, "Service")["spec"]["ports"][0]["targetPort"], port["name"]);
+        assert!(
+            dockerfile.contains(&format!("ENV PORT={} ", port["containerPort"])),
+            "{overlay}: {port}"
+        );
+        assert_eq!(
+            find(&objects, "Service")["spec"]["ports"][0]["targetPort"],
+            port["name"]
+        );
         let policy = &find(&objects, "NetworkPolicy")["spec"];
         assert_eq!(
             policy["ingress"],
             json!([{"ports": [{"port": port["containerPort"], "protocol": "TCP"}]}])
         );
         assert_eq!(policy["egress"], json!([]));
-        for (probe, path) in
-            [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
-        {
-            assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": port["name"]}), "{overlay}");
+        for (probe, path) in [
+            ("startupProbe", "/healthz"),
+            ("livenessProbe", "/healthz"),
+            ("readinessProbe", "/readyz"),
+        ] {
+            assert_eq!(
+                container[probe]["httpGet"],
+                json!({"path": path, "port": port["name"]}),
+                "{overlay}"
+            );
         }
         let user = &template["spec"]["securityContext"];
         let user = format!("USER {}:{}\n", user["runAsUser"], user["runAsGroup"]);
@@ -230,7 +304,10 @@ fn a_pod_that_is_full_is_not_restarted() {
         let container = &find(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
         let seconds = |field| container["livenessProbe"][field].as_u64().unwrap();
         let patience = Duration::from_secs(seconds("periodSeconds") * seconds("failureThreshold"));
-        assert!(patience > settings(container).idle_timeout, "{overlay}: {patience:?}");
+        assert!(
+            patience > settings(container).idle_timeout,
+            "{overlay}: {patience:?}"
+        );
     }
 }
 
@@ -238,24 +315,46 @@ fn a_pod_that_is_full_is_not_restarted() {
 #[ignore = "needs kubectl"]
 fn the_memory_limit_is_for_as_many_connections_as_its_comment_says() {
     let objects = render("base");
-    let limit =
-        &find(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"];
-    let mebibytes: u64 = limit["memory"].as_str().unwrap().strip_suffix("Mi").unwrap().parse().unwrap();
+    let limit = &find(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]
+        ["limits"];
+    let mebibytes: u64 = limit["memory"]
+        .as_str()
+        .unwrap()
+        .strip_suffix("Mi")
+        .unwrap()
+        .parse()
+        .unwrap();
     let memory_limit = Some(mebibytes * 1024 * 1024);
-    let facts = Facts { user: None, read_only_root: None, memory_limit, cpu_limit: None, processes: None };
+    let facts = Facts {
+        user: None,
+        read_only_root: None,
+        memory_limit,
+        cpu_limit: None,
+        processes: None,
+    };
     assert_eq!(facts.connections(), Some(1536));
     let text = fs::read_to_string(root().join("deploy/kubernetes/base/deployment.yaml")).unwrap();
-    assert_eq!(text.matches("1,536 connections").count() + text.matches("1,536 idle connections").count(), 2);
+    assert_eq!(
+        text.matches("1,536 connections").count() + text.matches("1,536 idle connections").count(),
+        2
+    );
 }
 
 /// The settings that the service would have in this container; it must know them all.
 fn settings(container: &Value) -> config::Config {
     let variables = container["env"].as_array().unwrap().iter().map(|variable| {
-        let text = |key| variable[key].as_str().expect("variables have a name and a text").to_owned();
+        let text = |key| {
+            variable[key]
+                .as_str()
+                .expect("variables have a name and a text")
+                .to_owned()
+        };
         (text("name"), text("value"))
     });
     let variables: Vec<_> = variables.collect();
-    config::parse(&[], &variables).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).1
+    config::parse(&[], &variables)
+        .unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
+        .1
 }
 
 fn root() -> &'static Path {
@@ -282,14 +381,18 @@ fn render(overlay: &str) -> Vec<Value> {
 
 fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let mut found = objects.iter().filter(|object| object["kind"] == kind);
-    let (Some(first), None) = (found.next(), found.next()) else { panic!("not one {kind}") };
+    let (Some(first), None) = (found.next(), found.next()) else {
+        panic!("not one {kind}")
+    };
     first
 }
 
 /// Puts a value there, or takes away what is there.
 fn set(object: &mut Value, pointer: &str, value: Value) {
     let (parent, key) = pointer.rsplit_once('/').unwrap();
-    let parent = object.pointer_mut(parent).unwrap_or_else(|| panic!("no {parent}"));
+    let parent = object
+        .pointer_mut(parent)
+        .unwrap_or_else(|| panic!("no {parent}"));
     let fields = parent.as_object_mut().unwrap();
     if value.is_null() {
         fields.remove(key);
@@ -314,11 +417,21 @@ fn files<'a>(objects: impl Iterator<Item = &'a Value>) -> (TempDir, Vec<String>)
 fn accepted(objects: &[Value], version: &str) -> Result<(), String> {
     let (dir, names) = files(objects.iter());
     let mut command = Command::new("kubernetes-validate");
-    command.args(["--strict", "--kubernetes-version", version]).args(&names).current_dir(&dir);
+    command
+        .args(["--strict", "--kubernetes-version", version])
+        .args(&names)
+        .current_dir(&dir);
     let (said, _) = run(&mut command)?;
     // To an object of an unknown kind it says so, and exits with 0.
-    let passed = said.lines().filter(|line| line.contains(&format!(" against version {version}"))).count();
-    if said.lines().count() == names.len() && passed == names.len() { Ok(()) } else { Err(said) }
+    let passed = said
+        .lines()
+        .filter(|line| line.contains(&format!(" against version {version}")))
+        .count();
+    if said.lines().count() == names.len() && passed == names.len() {
+        Ok(())
+    } else {
+        Err(said)
+    }
 }
 
 /// For each object, the checks that it fails: the name of each, and what it says.
@@ -327,19 +440,46 @@ fn scan<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Vec<String>> {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new("trivy");
     // With the checks that are in the program: those of today could fail a change that has nothing to do with them.
-    command.args(["config", "--skip-check-update", "--skip-version-check", "--disable-telemetry", "--quiet"]);
-    command.args(["--misconfig-scanners", "kubernetes", "--format", "json", "--check-namespaces", "user"]);
-    command.arg("--config-check").arg(root().join("tests/deploy/pod-security.rego"));
-    command.arg("--cache-dir").arg(home.path()).arg(".").env("HOME", home.path()).current_dir(&dir);
+    command.args([
+        "config",
+        "--skip-check-update",
+        "--skip-version-check",
+        "--disable-telemetry",
+        "--quiet",
+    ]);
+    command.args([
+        "--misconfig-scanners",
+        "kubernetes",
+        "--format",
+        "json",
+        "--check-namespaces",
+        "user",
+    ]);
+    command
+        .arg("--config-check")
+        .arg(root().join("tests/deploy/pod-security.rego"));
+    command
+        .arg("--cache-dir")
+        .arg(home.path())
+        .arg(".")
+        .env("HOME", home.path())
+        .current_dir(&dir);
     let report: Value = serde_json::from_str(&run(&mut command).unwrap().0).unwrap();
-    let results = report["Results"].as_array().expect("the scanner has results");
+    let results = report["Results"]
+        .as_array()
+        .expect("the scanner has results");
     let found = names.iter().map(|name| {
         let result = results.iter().find(|result| result["Target"] == **name);
         let result = result.unwrap_or_else(|| panic!("{name} was not scanned"));
-        assert!(result["MisconfSummary"]["Successes"].as_u64() > Some(50), "few checks were made: {result}");
+        assert!(
+            result["MisconfSummary"]["Successes"].as_u64() > Some(50),
+            "few checks were made: {result}"
+        );
         let found = result["Misconfigurations"].as_array().into_iter().flatten();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        found.map(|found| text(&found["ID"]) + ": " + &text(&found["Message"])).collect()
+        found
+            .map(|found| text(&found["ID"]) + ": " + &text(&found["Message"]))
+            .collect()
     });
     found.collect()
 }
@@ -349,11 +489,19 @@ fn run(command: &mut Command) -> Result<(String, String), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|error| match error.kind() {
         ErrorKind::NotFound if name == "kubectl" => {
-            panic!("kubectl is not on this machine (PATH), and without it no manifest can be checked")
+            panic!(
+                "kubectl is not on this machine (PATH), and without it no manifest can be checked"
+            )
         }
-        ErrorKind::NotFound => panic!("{name} is not on this machine (PATH): .ci/install puts it there"),
+        ErrorKind::NotFound => {
+            panic!("{name} is not on this machine (PATH): .ci/install puts it there")
+        }
         _ => panic!("{name}: {error}"),
     });
     let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    if output.status.success() { Ok((out, err)) } else { Err(format!("{out}{err}{name}: {}", output.status)) }
+    if output.status.success() {
+        Ok((out, err))
+    } else {
+        Err(format!("{out}{err}{name}: {}", output.status))
+    }
 }

@@ -14,12 +14,17 @@ fn the_api_is_served_through_a_published_port() {
     for release in RELEASES {
         let container = Container::serve(&image(release), "", "");
         let index = container.get("/index");
-        assert_eq!((index.status, index.text().as_str()), (200, r#"{"timber": "so delicious"}"#));
+        assert_eq!(
+            (index.status, index.text().as_str()),
+            (200, r#"{"timber": "so delicious"}"#)
+        );
         let version = container.get("/version").json();
         let libc = if release == 1 { "gnu" } else { "musl" };
-        for (key, value) in
-            [("release", json!(release.to_string())), ("libc", json!(libc)), ("pid", json!(1))]
-        {
+        for (key, value) in [
+            ("release", json!(release.to_string())),
+            ("libc", json!(libc)),
+            ("pid", json!(1)),
+        ] {
             assert_eq!(version[key], value, "{key} of image {release}");
         }
     }
@@ -30,8 +35,13 @@ fn the_api_is_served_through_a_published_port() {
 fn docker_finds_out_whether_the_service_answers() {
     let served = RELEASES.map(|release| Container::serve(&image(release), "", ""));
     // The probe knows the image's PORT and nothing of this flag.
-    let lost = RELEASES
-        .map(|release| Container::serve(&image(release), "--health-interval 1s", "--bind 127.0.0.1:9999"));
+    let lost = RELEASES.map(|release| {
+        Container::serve(
+            &image(release),
+            "--health-interval 1s",
+            "--bind 127.0.0.1:9999",
+        )
+    });
     for (containers, expected) in [(served, "healthy"), (lost, "unhealthy")] {
         for container in containers {
             let health = eventually("the end of the first probes", || {
@@ -58,7 +68,10 @@ fn each_signal_that_means_stop_stops_process_1_at_once() {
             drop(quiet);
             println!("image {release}, docker {how}: exit code {code} after {took:?}");
             assert_eq!(code, 0, "{how}: {}", container.log());
-            assert!(took < AT_ONCE, "image {release}, docker {how} took {took:?}");
+            assert!(
+                took < AT_ONCE,
+                "image {release}, docker {how} took {took:?}"
+            );
         }
     }
 }
@@ -69,9 +82,20 @@ fn ctrl_c_ends_a_docker_run_in_the_foreground() {
     for release in RELEASES {
         let container = Container(format!("timber-test-{}-{release}", process::id()));
         let mut client = Command::new("docker");
-        client.args(["run", "--label", "timber.test=true", "--name", &container.0, &image(release)]);
-        let mut client =
-            Timber::spawn(client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
+        client.args([
+            "run",
+            "--label",
+            "timber.test=true",
+            "--name",
+            &container.0,
+            &image(release),
+        ]);
+        let mut client = Timber::spawn(
+            client
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped()),
+        );
         client.event("Process 1");
         let quiet = undisturbed();
         client.signal(Signal::INT);
@@ -99,7 +123,10 @@ fn a_request_in_flight_at_docker_stop_finishes() {
             container.wait_for("Handling signal: term");
             thread::sleep(Duration::from_millis(500)); // an idle service would have gone by now
             let answer = ask(&mut stream, second);
-            assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (200, Some("close"))
+            );
             stop.join().unwrap();
         });
         assert_eq!(container.exit_code(), 0, "{}", container.log());
@@ -111,7 +138,11 @@ fn a_request_in_flight_at_docker_stop_finishes() {
 fn a_hardened_container_serves_and_says_what_it_sees() {
     for release in RELEASES {
         for network in ["bridge", "none"] {
-            let container = Container::serve(&image(release), &format!("{HARDENED} --network {network}"), "");
+            let container = Container::serve(
+                &image(release),
+                &format!("{HARDENED} --network {network}"),
+                "",
+            );
             docker(&format!("exec {container} /timber healthcheck"));
             let log = container.log();
             for fact in [
@@ -132,7 +163,10 @@ fn a_hardened_container_serves_and_says_what_it_sees() {
 fn a_crowd_fits(container: &Container) {
     container.wait_for("Serving 307 connections at once");
     let address = container.address();
-    let half_a_head = format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(15_500));
+    let half_a_head = format!(
+        "GET /index HTTP/1.1\r\nHost: a\r\nX: {}",
+        "x".repeat(15_500)
+    );
     let crowd: Vec<_> = (0..400)
         .map(|_| {
             let mut stream = connect(address);
@@ -152,7 +186,10 @@ fn where_threads_cannot_be_started_it_serves_with_fewer_and_says_so() {
         let container = Container::serve(&image(release), "--pids-limit 2", "--workers 8");
         assert_eq!(container.get("/index").status, 200);
         let log = container.log();
-        assert!(log.contains("Worker 1 cannot start") && log.contains("Using workers: 1\n"), "{log}");
+        assert!(
+            log.contains("Worker 1 cannot start") && log.contains("Using workers: 1\n"),
+            "{log}"
+        );
     }
 }
 
@@ -164,7 +201,10 @@ fn a_port_that_takes_a_privilege_is_one_clear_line() {
         let container = Container::run(&image(release), flags, "");
         assert_eq!(container.exit_code(), 1);
         let log = container.log();
-        assert!(log.lines().count() == 1 && log.contains(":80: ") && log.contains("privilege"), "{log}");
+        assert!(
+            log.lines().count() == 1 && log.contains(":80: ") && log.contains("privilege"),
+            "{log}"
+        );
     }
 }
 
@@ -176,7 +216,11 @@ fn it_serves_where_ipv6_is_off_and_at_the_platform_s_port() {
     // What a kernel without IPv6 answers: EAFNOSUPPORT, 97, to a socket of family AF_INET6, 10.
     let rule = json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 97,
                       "args": [{"index": 0, "value": 10, "op": "SCMP_CMP_EQ"}]});
-    fs::write(&no_ipv6, json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string()).unwrap();
+    fs::write(
+        &no_ipv6,
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string(),
+    )
+    .unwrap();
     let no_ipv6 = format!("--security-opt seccomp={}", no_ipv6.display());
     for release in RELEASES {
         for (flags, address) in [

@@ -12,9 +12,16 @@ const BUDGET: u64 = 900_000;
 fn the_images_say_the_same_about_themselves() {
     for release in RELEASES {
         let config = inspect(&image(release), "Config");
-        let (user, group) = config["User"].as_str().unwrap().split_once(':').expect("USER has a group");
+        let (user, group) = config["User"]
+            .as_str()
+            .unwrap()
+            .split_once(':')
+            .expect("USER has a group");
         for id in [user, group] {
-            assert!(id.parse::<u32>().is_ok_and(|id| id > 0), "{user}:{group} has root or a name");
+            assert!(
+                id.parse::<u32>().is_ok_and(|id| id > 0),
+                "{user}:{group} has root or a name"
+            );
         }
         for (key, value) in [
             ("Entrypoint", json!(["/timber"])),
@@ -23,9 +30,16 @@ fn the_images_say_the_same_about_themselves() {
         ] {
             assert_eq!(config[key], value, "{key} of image {release}");
         }
-        assert_eq!(config["Healthcheck"]["Test"], json!(["CMD", "/timber", "healthcheck"]));
+        assert_eq!(
+            config["Healthcheck"]["Test"],
+            json!(["CMD", "/timber", "healthcheck"])
+        );
         for variable in ["PORT=8080".to_owned(), format!("TIMBER_RELEASE={release}")] {
-            assert!(config["Env"].as_array().unwrap().contains(&json!(variable)), "{}", config["Env"]);
+            assert!(
+                config["Env"].as_array().unwrap().contains(&json!(variable)),
+                "{}",
+                config["Env"]
+            );
         }
         for (label, value) in [
             ("title", Some(env!("CARGO_PKG_NAME"))),
@@ -38,7 +52,10 @@ fn the_images_say_the_same_about_themselves() {
         ] {
             let labels = &config["Labels"];
             let found = labels[format!("org.opencontainers.image.{label}")].as_str();
-            assert!(found.is_some() && (value.is_none() || found == value), "{label} in {labels}");
+            assert!(
+                found.is_some() && (value.is_none() || found == value),
+                "{label} in {labels}"
+            );
         }
     }
 }
@@ -52,14 +69,24 @@ fn image_2_is_one_static_file() {
     run(&format!("tar -xf {at}/image.tar -C {at}"));
     let manifest: Value =
         serde_json::from_slice(&fs::read(dir.path().join("manifest.json")).unwrap()).unwrap();
-    let layers = manifest[0]["Layers"].as_array().unwrap().iter().map(|layer| layer.as_str().unwrap());
-    let files: String = layers.map(|layer| run(&format!("tar -tf {at}/{layer}"))).collect();
+    let layers = manifest[0]["Layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer.as_str().unwrap());
+    let files: String = layers
+        .map(|layer| run(&format!("tar -tf {at}/{layer}")))
+        .collect();
     assert_eq!(files, "timber\n");
 
     let file = copy_out(&image(2), dir.path());
     assert_static(&file);
     let machine = |file: &Path| fs::read(file).unwrap()[18..20].to_vec();
-    assert_eq!(machine(&file), machine(&env::current_exe().unwrap()), "it is built for another machine");
+    assert_eq!(
+        machine(&file),
+        machine(&env::current_exe().unwrap()),
+        "it is built for another machine"
+    );
 }
 
 #[test]
@@ -80,24 +107,54 @@ fn a_scanner_can_read_the_crates_out_of_a_release() {
     let lock = fs::read_to_string(Path::new(ROOT).join("Cargo.lock")).unwrap();
     for (release, dockerfile) in DOCKERFILES {
         let image = Image::new(&format!("auditable-{release}"));
-        build(&format!("docker build -f {dockerfile} -t {} --build-arg AUDITABLE=1 .", image.0), ROOT);
+        build(
+            &format!(
+                "docker build -f {dockerfile} -t {} --build-arg AUDITABLE=1 .",
+                image.0
+            ),
+            ROOT,
+        );
         let dir = tempfile::tempdir().unwrap();
         let [listed, plain] =
             [&image.0, &self::image(release)].map(|name| inspect(name, "Size").as_u64().unwrap());
-        println!("image {release}: the list takes {} bytes", listed.saturating_sub(plain));
+        println!(
+            "image {release}: the list takes {} bytes",
+            listed.saturating_sub(plain)
+        );
         let file = copy_out(&image.0, dir.path());
-        let list =
-            auditable_info::audit_info_from_file(&file, Limits::default()).expect("the binary has a list");
+        let list = auditable_info::audit_info_from_file(&file, Limits::default())
+            .expect("the binary has a list");
         for package in &list.packages {
-            let locked = format!("name = \"{}\"\nversion = \"{}\"\n", package.name, package.version);
-            assert!(lock.contains(&locked), "{locked} is in image {release}, but not in Cargo.lock");
+            let locked = format!(
+                "name = \"{}\"\nversion = \"{}\"\n",
+                package.name, package.version
+            );
+            assert!(
+                lock.contains(&locked),
+                "{locked} is in image {release}, but not in Cargo.lock"
+            );
         }
-        let names: Vec<_> = list.packages.iter().map(|package| package.name.as_str()).collect();
-        for name in ["timber", "hyper", "tokio", "socket2", "serde_json", "http", "mio"] {
+        let names: Vec<_> = list
+            .packages
+            .iter()
+            .map(|package| package.name.as_str())
+            .collect();
+        for name in [
+            "timber",
+            "hyper",
+            "tokio",
+            "socket2",
+            "serde_json",
+            "http",
+            "mio",
+        ] {
             assert!(names.contains(&name), "{name} is not in {names:?}");
         }
         for name in ["tempfile", "want", "parking_lot"] {
-            assert!(!names.contains(&name), "{name}, for tests and the workshop tool, is in {names:?}");
+            assert!(
+                !names.contains(&name),
+                "{name}, for tests and the workshop tool, is in {names:?}"
+            );
         }
     }
 }
@@ -109,19 +166,33 @@ fn the_static_binary_can_be_had_without_docker() {
     let contributors = contributors(&MUSL_BINARY);
     println!("{contributors}");
     for name in ["timber", "hyper", "tokio", "std"] {
-        assert!(contributors.lines().any(|line| line.ends_with(&format!(" {name}"))), "{contributors}");
+        assert!(
+            contributors
+                .lines()
+                .any(|line| line.ends_with(&format!(" {name}"))),
+            "{contributors}"
+        );
     }
 }
 
 #[test]
 #[ignore = "needs Docker Engine and root"]
 fn the_file_of_image_2_is_all_it_takes_even_without_proc() {
-    assert!(geteuid().is_root(), "this test needs root: only root may chroot");
+    assert!(
+        geteuid().is_root(),
+        "this test needs root: only root may chroot"
+    );
     let dir = tempfile::tempdir().unwrap();
     copy_out(&image(2), dir.path());
     let mut chroot = Command::new("chroot");
-    chroot.arg(dir.path()).args(["/timber", "--bind", "127.0.0.1:0"]);
-    chroot.env_clear().env("PATH", "/usr/sbin:/usr/bin").stdout(Stdio::piped()).stderr(Stdio::piped());
+    chroot
+        .arg(dir.path())
+        .args(["/timber", "--bind", "127.0.0.1:0"]);
+    chroot
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut service = Timber::spawn(&mut chroot);
     service.event("User unknown, root file system unknown");
     for path in ["/index", "/version", "/metrics", "/healthz"] {

@@ -15,10 +15,16 @@ const LEFT: u64 = 600;
 #[test]
 #[ignore = "needs the musl target and valgrind"]
 fn instructions_a_request_are_within_their_budget() {
-    for (flag, budget) in ["--no-access-log", "--access-log=on"].into_iter().zip(INSTRUCTIONS) {
+    for (flag, budget) in ["--no-access-log", "--access-log=on"]
+        .into_iter()
+        .zip(INSTRUCTIONS)
+    {
         let count = (instructions(flag, 2_200) - instructions(flag, 200)) / 2_000;
         println!("{flag}: {count} instructions a request");
-        assert!(count <= budget, "{flag}: {count} instructions a request, {budget} are allowed");
+        assert!(
+            count <= budget,
+            "{flag}: {count} instructions a request, {budget} are allowed"
+        );
     }
 }
 
@@ -27,10 +33,18 @@ fn instructions(flag: &str, requests: usize) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("callgrind");
     let mut command = Command::new("valgrind");
-    command.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display()));
-    command.arg(&*MUSL_BINARY).args(["-b", "127.0.0.1:0", "--workers", "1", flag]);
+    command
+        .arg("--tool=callgrind")
+        .arg(format!("--callgrind-out-file={}", file.display()));
+    command
+        .arg(&*MUSL_BINARY)
+        .args(["-b", "127.0.0.1:0", "--workers", "1", flag]);
     let mut service = Timber::spawn(
-        command.env_clear().env("PATH", "/usr/bin").stdout(Stdio::null()).stderr(Stdio::piped()),
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped()),
     );
     let mut stream = service.connect();
     for _ in 0..requests {
@@ -46,7 +60,10 @@ fn instructions(flag: &str, requests: usize) -> u64 {
     service.signal(Signal::TERM);
     assert_eq!(service.wait().0.code(), Some(0));
     let profile = fs::read_to_string(file).unwrap();
-    let total = profile.lines().find_map(|line| line.strip_prefix("totals: ")).expect("callgrind's total");
+    let total = profile
+        .lines()
+        .find_map(|line| line.strip_prefix("totals: "))
+        .expect("callgrind's total");
     total.parse().unwrap()
 }
 
@@ -55,7 +72,14 @@ fn instructions(flag: &str, requests: usize) -> u64 {
 fn an_idle_connection_costs_little_and_nothing_when_it_is_closed() {
     const CONNECTIONS: u64 = 4_000;
     let files = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            ..files
+        },
+    )
+    .unwrap();
     let mut service = musl_service();
     assert_eq!(service.get("/index").status, 200);
     thread::sleep(Duration::from_secs(2));
@@ -73,8 +97,14 @@ fn an_idle_connection_costs_little_and_nothing_when_it_is_closed() {
     thread::sleep(Duration::from_secs(2));
     let left = memory(&service).saturating_sub(before);
     println!("{each} bytes for an idle connection; {left} kB left of all; {before} kB before");
-    assert!(each <= IDLE_CONNECTION, "{each} bytes for an idle connection, {IDLE_CONNECTION} are allowed");
-    assert!(left <= LEFT, "{left} kB are left of {CONNECTIONS} connections");
+    assert!(
+        each <= IDLE_CONNECTION,
+        "{each} bytes for an idle connection, {IDLE_CONNECTION} are allowed"
+    );
+    assert!(
+        left <= LEFT,
+        "{left} kB are left of {CONNECTIONS} connections"
+    );
     service.signal(Signal::TERM);
     assert_eq!(service.wait().0.code(), Some(0));
 }
@@ -83,7 +113,9 @@ fn an_idle_connection_costs_little_and_nothing_when_it_is_closed() {
 #[test]
 #[ignore = "needs the musl target"]
 fn a_million_requests_leave_memory_where_it_was() {
-    let seconds = env::var("TIMBER_SOAK").ok().map(|value| value.parse().expect("TIMBER_SOAK in seconds"));
+    let seconds = env::var("TIMBER_SOAK")
+        .ok()
+        .map(|value| value.parse().expect("TIMBER_SOAK in seconds"));
     let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut service = musl_service();
     let address = service.address;
@@ -126,13 +158,21 @@ fn soak(address: SocketAddr) {
 fn musl_service() -> Timber {
     let mut command = Command::new(&*MUSL_BINARY);
     command.args(["-b", "127.0.0.1:0", "--no-access-log"]);
-    Timber::spawn(command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped()))
+    Timber::spawn(
+        command
+            .env_clear()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped()),
+    )
 }
 
 /// Resident set size in kB. Not the proportional one: that of pages which come from the file changes with every other test
 /// that runs the same file.
 fn memory(service: &Timber) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", service.child.id())).unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Linux tells Rss");
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Rss:"))
+        .expect("Linux tells Rss");
     line.split_whitespace().next().unwrap().parse().unwrap()
 }

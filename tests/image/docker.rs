@@ -19,8 +19,10 @@ use crate::support::{Answer, SOON, ask, connect, get};
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// As the README has them.
-const BUILDS: [&str; 2] =
-    ["docker build -t timber-tutorial:1 .", "docker build -f Dockerfile.musl -t timber-tutorial:2 ."];
+const BUILDS: [&str; 2] = [
+    "docker build -t timber-tutorial:1 .",
+    "docker build -f Dockerfile.musl -t timber-tutorial:2 .",
+];
 
 /// Both images, built once from the tree as it is.
 static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
@@ -33,7 +35,9 @@ static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
     }
     thread::scope(|scope| {
         let builds = BUILDS.map(|line| scope.spawn(move || try_build(line, ROOT)));
-        builds.into_iter().try_for_each(|build| build.join().unwrap().map(drop))
+        builds
+            .into_iter()
+            .try_for_each(|build| build.join().unwrap().map(drop))
     })
 });
 
@@ -44,16 +48,22 @@ static MACHINE: RwLock<()> = RwLock::new(());
 pub static MUSL_BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     // Where rustup cannot add the target, another toolchain may have it: `cargo +NAME`.
     let cargo = env::var("TIMBER_MUSL_CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let (dir, target) =
-        (concat!(env!("CARGO_TARGET_TMPDIR"), "/musl"), format!("{}-unknown-linux-musl", env::consts::ARCH));
-    let line = format!("env CARGO_PROFILE_RELEASE_STRIP=false {cargo} musl {target} --target-dir {dir}");
-    try_build(&line, ROOT).unwrap_or_else(|log| panic!("this test needs Rust's {target} target: {log}"));
+    let (dir, target) = (
+        concat!(env!("CARGO_TARGET_TMPDIR"), "/musl"),
+        format!("{}-unknown-linux-musl", env::consts::ARCH),
+    );
+    let line =
+        format!("env CARGO_PROFILE_RELEASE_STRIP=false {cargo} musl {target} --target-dir {dir}");
+    try_build(&line, ROOT)
+        .unwrap_or_else(|log| panic!("this test needs Rust's {target} target: {log}"));
     [dir, &target, "release", "timber"].iter().collect()
 });
 
 /// The name of image 1 or 2, which is there.
 pub fn image(release: usize) -> String {
-    IMAGES.as_ref().unwrap_or_else(|failure| panic!("{failure}"));
+    IMAGES
+        .as_ref()
+        .unwrap_or_else(|failure| panic!("{failure}"));
     format!("timber-tutorial:{release}")
 }
 
@@ -70,7 +80,11 @@ fn busy() -> RwLockReadGuard<'static, ()> {
 pub fn try_build(line: &str, dir: impl AsRef<Path>) -> Result<String, String> {
     let _busy = busy();
     let output = output(command(line).current_dir(dir));
-    if output.status.success() { Ok(all(&output)) } else { Err(failure(line, &output)) }
+    if output.status.success() {
+        Ok(all(&output))
+    } else {
+        Err(failure(line, &output))
+    }
 }
 
 pub fn build(line: &str, dir: impl AsRef<Path>) -> String {
@@ -80,13 +94,23 @@ pub fn build(line: &str, dir: impl AsRef<Path>) -> String {
 /// A line as it is typed in the package's root; no word of it has a space. None runs for ever.
 pub fn command(line: &str) -> Command {
     let mut command = Command::new("timeout");
-    command.arg("900").args(line.split_whitespace()).stdin(Stdio::null()).current_dir(ROOT);
+    command
+        .arg("900")
+        .args(line.split_whitespace())
+        .stdin(Stdio::null())
+        .current_dir(ROOT);
     command
 }
 
 pub fn output(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("this test needs {command:?}: {error}"));
-    assert!(output.status.code() != Some(127), "this test needs a program: {}", all(&output));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("this test needs {command:?}: {error}"));
+    assert!(
+        output.status.code() != Some(127),
+        "this test needs a program: {}",
+        all(&output)
+    );
     output
 }
 
@@ -112,7 +136,9 @@ fn failure(line: &str, output: &Output) -> String {
 }
 
 fn all(output: &Output) -> String {
-    [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat()
+    [output.stdout.as_slice(), &output.stderr]
+        .map(String::from_utf8_lossy)
+        .concat()
 }
 
 /// One member of what `docker inspect` tells of a container or an image.
@@ -127,7 +153,10 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what} does not come within {SOON:?}");
+        assert!(
+            Instant::now() < deadline,
+            "{what} does not come within {SOON:?}"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -139,7 +168,11 @@ impl Container {
     pub fn run(image: &str, flags: &str, arguments: &str) -> Self {
         let _busy = busy();
         let flags = format!("--detach --label timber.test=true --publish 127.0.0.1::8080 {flags}");
-        Container(docker(&format!("run {flags} {image} {arguments}")).trim().to_owned())
+        Container(
+            docker(&format!("run {flags} {image} {arguments}"))
+                .trim()
+                .to_owned(),
+        )
     }
 
     /// Runs it and waits until it is served.
@@ -158,7 +191,10 @@ impl Container {
         eventually(&format!("{part:?} of {self}"), || {
             let log = self.log();
             let state = inspect(&self.0, "State");
-            assert!(log.contains(part) || state["Running"] == true, "no {part:?} in {log}{state}");
+            assert!(
+                log.contains(part) || state["Running"] == true,
+                "no {part:?} in {log}{state}"
+            );
             log.contains(part).then_some(())
         });
     }
@@ -175,7 +211,10 @@ impl Container {
         let log = self.log();
         let (_, rest) = log.split_once("Listening at: http://").unwrap();
         let listening: SocketAddr = rest.split(' ').next().unwrap().parse().unwrap();
-        docker(&format!("port {self} {}", listening.port())).trim().parse().unwrap()
+        docker(&format!("port {self} {}", listening.port()))
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -233,14 +272,21 @@ pub fn edit(file: &Path, from: &str, to: &str) {
 
 /// Copies `/timber` of an image into a directory.
 pub fn copy_out(image: &str, dir: &Path) -> PathBuf {
-    let container = Container(docker(&format!("create --label timber.test=true {image}")).trim().to_owned());
+    let container = Container(
+        docker(&format!("create --label timber.test=true {image}"))
+            .trim()
+            .to_owned(),
+    );
     docker(&format!("cp {container}:/timber {}", dir.display()));
     dir.join("timber")
 }
 
 /// No program and no library has to be there for it.
 pub fn assert_static(file: &Path) {
-    let headers = run(&format!("readelf --program-headers --dynamic {}", file.display()));
+    let headers = run(&format!(
+        "readelf --program-headers --dynamic {}",
+        file.display()
+    ));
     assert!(headers.contains("LOAD"), "{headers}");
     let is_bad = |line: &&str| line.contains("INTERP") || line.contains("NEEDED");
     let bad: Vec<_> = headers.lines().filter(is_bad).collect();
@@ -250,24 +296,41 @@ pub fn assert_static(file: &Path) {
 /// The largest crates in a binary that is not stripped, by the sizes of their symbols.
 pub fn contributors(binary: &Path) -> String {
     let mut sizes = BTreeMap::<String, u64>::new();
-    for line in run(&format!("nm --print-size --radix=d --demangle {}", binary.display())).lines() {
+    for line in run(&format!(
+        "nm --print-size --radix=d --demangle {}",
+        binary.display()
+    ))
+    .lines()
+    {
         // Address, size, kind and name; symbols of kind b take no room in the file.
         let mut words = line.splitn(4, ' ');
-        let (Some(size), Some(kind), Some(name)) = (words.nth(1), words.next(), words.next()) else {
+        let (Some(size), Some(kind), Some(name)) = (words.nth(1), words.next(), words.next())
+        else {
             continue;
         };
-        let Ok(size) = size.parse::<u64>() else { continue };
+        let Ok(size) = size.parse::<u64>() else {
+            continue;
+        };
         if !kind.eq_ignore_ascii_case("b") {
             // `<hyper::body::Incoming as core::fmt::Debug>::fmt` is hyper's.
-            let path = name.split("::").next().filter(|path| path.len() < name.len());
+            let path = name
+                .split("::")
+                .next()
+                .filter(|path| path.len() < name.len());
             let name = path.map_or("C, and data without a path", |path| {
-                path.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(path)
+                path.rsplit(|c: char| !c.is_alphanumeric() && c != '_')
+                    .next()
+                    .unwrap_or(path)
             });
             *sizes.entry(name.to_owned()).or_default() += size;
         }
     }
     let mut sizes: Vec<_> = sizes.into_iter().collect();
     sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-    let lines: Vec<_> = sizes.iter().take(12).map(|(name, size)| format!("{size:>9} {name}")).collect();
+    let lines: Vec<_> = sizes
+        .iter()
+        .take(12)
+        .map(|(name, size)| format!("{size:>9} {name}"))
+        .collect();
     lines.join("\n")
 }

@@ -23,8 +23,8 @@ use std::{
 
 use builds::DOCKERFILES;
 use docker::{
-    Container, Image, MUSL_BINARY, ROOT, assert_static, build, command, context, contributors, copy_out,
-    docker, edit, eventually, image, inspect, output, run, try_build, undisturbed,
+    Container, Image, MUSL_BINARY, ROOT, assert_static, build, command, context, contributors,
+    copy_out, docker, edit, eventually, image, inspect, output, run, try_build, undisturbed,
 };
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};

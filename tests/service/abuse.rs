@@ -12,27 +12,38 @@ use super::*;
 const MEMORY: u64 = 10_000;
 
 fn proc(service: &Timber, file: &str) -> String {
-    fs::read_to_string(format!("/proc/{}/{file}", service.child.id())).expect("the service runs on Linux")
+    fs::read_to_string(format!("/proc/{}/{file}", service.child.id()))
+        .expect("the service runs on Linux")
 }
 
 /// Kilobytes of memory that are resident.
 fn memory(service: &Timber) -> u64 {
     let status = proc(service, "status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("it has memory");
     line.trim_end_matches("kB").trim().parse().unwrap()
 }
 
 /// CPU time used so far, in hundredths of a second.
 fn cpu_time(service: &Timber) -> u64 {
     let stat = proc(service, "stat");
-    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+    let fields = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .skip(11)
+        .take(2);
     fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
 /// Waits until the service has nothing left to do but to tell that.
 fn settles(service: &Timber) {
     let start = Instant::now();
-    let figures = || ["http_connections_open", "http_requests_in_flight"].map(|name| service.metric(name));
+    let figures =
+        || ["http_connections_open", "http_requests_in_flight"].map(|name| service.metric(name));
     while figures() != ["1", "1"] {
         assert!(start.elapsed() < SOON, "{:?}", figures());
         thread::sleep(Duration::from_millis(20));
@@ -41,7 +52,9 @@ fn settles(service: &Timber) {
 
 /// Sends this again and again, a piece each 50 ms, until something comes back, and returns after how long.
 fn trickle(stream: &mut TcpStream, pieces: &[&str]) -> Duration {
-    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
     let start = Instant::now();
     for piece in pieces.iter().cycle() {
         _ = stream.write_all(piece.as_bytes());
@@ -49,7 +62,10 @@ fn trickle(stream: &mut TcpStream, pieces: &[&str]) -> Duration {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             _ => break,
         }
-        assert!(start.elapsed() < Duration::from_secs(8), "{pieces:?} hold it");
+        assert!(
+            start.elapsed() < Duration::from_secs(8),
+            "{pieces:?} hold it"
+        );
     }
     stream.set_read_timeout(Some(SOON)).unwrap();
     start.elapsed()
@@ -66,7 +82,10 @@ fn narrow(address: SocketAddr) -> TcpStream {
 }
 
 fn assert_about(limit: Duration, took: Duration, name: &str) {
-    assert!((limit * 3 / 4..limit + Duration::from_secs(3)).contains(&took), "{name:?} took {took:?}");
+    assert!(
+        (limit * 3 / 4..limit + Duration::from_secs(3)).contains(&took),
+        "{name:?} took {took:?}"
+    );
 }
 
 #[test]
@@ -81,13 +100,22 @@ fn a_client_that_sends_no_head_or_half_of_one_is_closed() {
         for half in ["G", "GET /index HT", "GET /index HTTP/1.1\r\nHost: a\r\n"] {
             let mut stream = service.connect();
             let start = Instant::now();
-            stream.write_all([before, half].concat().as_bytes()).unwrap();
+            stream
+                .write_all([before, half].concat().as_bytes())
+                .unwrap();
             if let Some(status) = status {
                 assert_eq!(Answer::read(&mut stream, false).status, status);
             }
             let answer = Answer::read(&mut stream, false);
-            assert_eq!((answer.status, answer.header("connection")), (408, Some("close")), "{half:?}");
-            assert!(answer.json()["errors"]["Request Timeout"].is_string(), "{half:?}");
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (408, Some("close")),
+                "{half:?}"
+            );
+            assert!(
+                answer.json()["errors"]["Request Timeout"].is_string(),
+                "{half:?}"
+            );
             assert!(is_closed(&mut stream), "{half:?}");
             assert_about(limit, start.elapsed(), half);
         }
@@ -98,10 +126,21 @@ fn a_client_that_sends_no_head_or_half_of_one_is_closed() {
 #[test]
 fn a_head_byte_by_byte_is_cut() {
     let service = Timber::start(&["--header-timeout", "1s", "--idle-timeout", "60s"]);
-    assert_about(Duration::from_secs(1), trickle(&mut service.connect(), &["G"]), "a byte at a time");
+    assert_about(
+        Duration::from_secs(1),
+        trickle(&mut service.connect(), &["G"]),
+        "a byte at a time",
+    );
     let mut kept = service.connect();
-    assert_eq!(ask(&mut kept, get("/index") + "GET /index HTTP/1.1\r\n").status, 200);
-    assert_about(Duration::from_secs(1), trickle(&mut kept, &["X: y\r\n", "Z", ": y\r\n"]), "headers");
+    assert_eq!(
+        ask(&mut kept, get("/index") + "GET /index HTTP/1.1\r\n").status,
+        200
+    );
+    assert_about(
+        Duration::from_secs(1),
+        trickle(&mut kept, &["X: y\r\n", "Z", ": y\r\n"]),
+        "headers",
+    );
 }
 
 /// A server ignores them before a request (RFC 9112 section 2.2), but they are none.
@@ -135,7 +174,11 @@ fn a_head_without_end_is_cut() {
     for (number, client) in clients.iter_mut().enumerate() {
         let part = if number % 2 == 0 { "x" } else { &line };
         _ = client.write_all(
-            format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}", part.repeat(100_000 / part.len())).as_bytes(),
+            format!(
+                "GET /index HTTP/1.1\r\nHost: a\r\nX: {}",
+                part.repeat(100_000 / part.len())
+            )
+            .as_bytes(),
         );
     }
     for mut client in clients {
@@ -152,12 +195,20 @@ fn a_body_without_end_is_cut() {
     service.get("/metrics");
     let before = memory(&service);
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
-    for framing in ["Transfer-Encoding: chunked", "Content-Length: 1000000000000"] {
+    for framing in [
+        "Transfer-Encoding: chunked",
+        "Content-Length: 1000000000000",
+    ] {
         let mut stream = service.connect();
         let start = Instant::now();
-        stream.write_all(format!("POST /index HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n").as_bytes()).unwrap();
+        stream
+            .write_all(format!("POST /index HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n").as_bytes())
+            .unwrap();
         while stream.write_all(chunk.as_bytes()).is_ok() {
-            assert!(start.elapsed() < Duration::from_secs(5), "{framing}: it reads on and on");
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{framing}: it reads on and on"
+            );
         }
         assert_eq!(Answer::read(&mut stream, false).status, 405, "{framing}");
     }
@@ -173,12 +224,19 @@ fn a_body_that_does_not_come_or_byte_by_byte_is_not_waited_for() {
     let start = Instant::now();
     assert_eq!(ask(&mut silent, request).status, 405);
     assert!(is_closed(&mut silent));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
     let mut slow = service.connect();
     assert_eq!(ask(&mut slow, request).status, 405);
     let start = Instant::now();
     while slow.write_all(b"x").is_ok() {
-        assert!(start.elapsed() < Duration::from_secs(6), "it reads on and on");
+        assert!(
+            start.elapsed() < Duration::from_secs(6),
+            "it reads on and on"
+        );
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -193,7 +251,9 @@ fn a_client_that_asks_and_does_not_read_is_cut() {
     let clients = clients.into_iter().map(|mut client| {
         let requests = requests.clone();
         thread::spawn(move || {
-            client.set_write_timeout(Some(Duration::from_secs(8))).unwrap();
+            client
+                .set_write_timeout(Some(Duration::from_secs(8)))
+                .unwrap();
             loop {
                 if let Err(error) = client.write_all(requests.as_bytes()) {
                     return error.kind();
@@ -209,7 +269,10 @@ fn a_client_that_asks_and_does_not_read_is_cut() {
     }
     for client in clients {
         let end = client.join().unwrap();
-        assert!([ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&end), "{end}");
+        assert!(
+            [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&end),
+            "{end}"
+        );
     }
     assert!(grown < MEMORY, "{grown} kB");
     settles(&service);
@@ -235,16 +298,32 @@ fn who_reads_a_byte_at_a_time_still_gets_everything() {
 #[test]
 fn thousands_of_connections_hinder_nobody() {
     let files = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
-    let count = files.maximum.map_or(2000, |files| files.saturating_sub(500).min(2000));
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            ..files
+        },
+    )
+    .unwrap();
+    let count = files
+        .maximum
+        .map_or(2000, |files| files.saturating_sub(500).min(2000));
     let service = Timber::start(&["--header-timeout", "60s"]);
     let mut idle: Vec<_> = (0..count).map(|_| service.connect()).collect();
     for client in idle.iter_mut().step_by(2) {
         assert_eq!(ask(client, get("/index")).status, 200);
     }
     let start = Instant::now();
-    assert_eq!(service.metric("http_connections_open"), (count + 1).to_string());
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(
+        service.metric("http_connections_open"),
+        (count + 1).to_string()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
     drop(idle);
     settles(&service);
 }
@@ -266,20 +345,38 @@ fn out_of_file_descriptors_it_waits_for_some() {
     let service = Timber::spawn(&mut shell("ulimit -n 64; exec \"$0\" -b 127.0.0.1:0"));
     let mut served = service.connect();
     assert_eq!(ask(&mut served, get("/index")).status, 200);
-    let open = fs::read_dir(format!("/proc/{}/fd", service.child.id())).unwrap().count() as u64;
-    let files = Rlimit { current: Some(open), maximum: Some(open) };
-    prlimit(Some(Pid::from_child(&service.child)), Resource::Nofile, files).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", service.child.id()))
+        .unwrap()
+        .count() as u64;
+    let files = Rlimit {
+        current: Some(open),
+        maximum: Some(open),
+    };
+    prlimit(
+        Some(Pid::from_child(&service.child)),
+        Resource::Nofile,
+        files,
+    )
+    .unwrap();
 
     let mut waiting: Vec<_> = (0..4).map(|_| service.connect()).collect();
     for client in &mut waiting {
         client.write_all(get("/index").as_bytes()).unwrap();
     }
-    assert!(service.event("Cannot accept").contains("Too many open files"));
+    assert!(
+        service
+            .event("Cannot accept")
+            .contains("Too many open files")
+    );
     let before = cpu_time(&service);
     thread::sleep(Duration::from_secs(2));
     let used = cpu_time(&service) - before;
     assert!(used < 20, "it spins: {used} of 200 hundredths of a second");
-    assert_eq!(ask(&mut served, get("/index")).status, 200, "who is served stays served");
+    assert_eq!(
+        ask(&mut served, get("/index")).status,
+        200,
+        "who is served stays served"
+    );
     drop(served);
     for mut client in waiting {
         assert_eq!(Answer::read(&mut client, false).status, 200);
@@ -297,13 +394,18 @@ fn floods_of_connections_that_are_reset_or_closed_leave_nothing_behind() {
                 for _ in 0..count / 4 {
                     let mut stream = connect(address);
                     if client % 2 == 0 {
-                        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                        SockRef::from(&stream)
+                            .set_linger(Some(Duration::ZERO))
+                            .unwrap();
                     }
                     _ = stream.write_all(request.as_bytes());
                 }
             })
         });
-        clients.collect::<Vec<_>>().into_iter().for_each(|client| client.join().unwrap());
+        clients
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|client| client.join().unwrap());
     };
     let all_kinds = |connections| {
         flood(connections, String::new());

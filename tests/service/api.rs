@@ -21,7 +21,10 @@ fn answers_as_the_original_did() {
         }
         for method in case["allow_contains"].as_array().into_iter().flatten() {
             let allow = answer.header("allow").unwrap_or_default();
-            assert!(allow.split(", ").any(|m| m == method), "{name}: {allow} has no {method}");
+            assert!(
+                allow.split(", ").any(|m| m == method),
+                "{name}: {allow} has no {method}"
+            );
         }
     }
 }
@@ -29,18 +32,54 @@ fn answers_as_the_original_did() {
 #[test]
 fn the_original_s_path_rules() {
     let service = Timber::start(&[]);
-    for path in ["/index", "/index/", "//index", "///index/", "/%69ndex", "/index%2F", "/%2Findex", "/index?"]
-    {
-        assert_eq!(service.get(path).text(), r#"{"timber": "so delicious"}"#, "{path}");
+    for path in [
+        "/index",
+        "/index/",
+        "//index",
+        "///index/",
+        "/%69ndex",
+        "/index%2F",
+        "/%2Findex",
+        "/index?",
+    ] {
+        assert_eq!(
+            service.get(path).text(),
+            r#"{"timber": "so delicious"}"#,
+            "{path}"
+        );
     }
-    for path in ["/v1/index", "/v2/index/", "/vabc/index", "http://localhost:8000/index", "/index?a=%00&b"] {
+    for path in [
+        "/v1/index",
+        "/v2/index/",
+        "/vabc/index",
+        "http://localhost:8000/index",
+        "/index?a=%00&b",
+    ] {
         assert_eq!(service.get(path).status, 200, "{path}");
     }
-    for path in ["/INDEX", "/index//", "/indexx", "/index/x", "/../index", "/", "/v/index", "/x1/index", "/%"]
-    {
+    for path in [
+        "/INDEX",
+        "/index//",
+        "/indexx",
+        "/index/x",
+        "/../index",
+        "/",
+        "/v/index",
+        "/x1/index",
+        "/%",
+    ] {
         assert_eq!(service.get(path).status, 404, "{path}");
     }
-    for path in ["/index%2F%2F", "/index%", "/index%6", "/index%zz", "/%ff", "/index%00", "/.", "/healthzz"] {
+    for path in [
+        "/index%2F%2F",
+        "/index%",
+        "/index%6",
+        "/index%zz",
+        "/%ff",
+        "/index%00",
+        "/.",
+        "/healthzz",
+    ] {
         assert_eq!(service.get(path).status, 404, "{path}");
     }
     for path in ["/healthz/", "//version", "/%6detrics"] {
@@ -51,13 +90,23 @@ fn the_original_s_path_rules() {
 #[test]
 fn the_404_is_the_same_for_every_method_and_grows_with_host() {
     let service = Timber::start(&[]);
-    for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+    for method in [
+        "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW",
+    ] {
         for host in ["localhost:8000", "", "a", "timber.test", "[::1]:8080"] {
             let answer = service.ask(format!("{method} /nope HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-            assert_eq!((answer.status, answer.body.len()), (404, 571 + host.len()), "{method} {host}");
+            assert_eq!(
+                (answer.status, answer.body.len()),
+                (404, 571 + host.len()),
+                "{method} {host}"
+            );
             assert_eq!(answer.header("content-type"), Some(JSON));
-            assert_eq!(answer.header("link"), Some(r#"</openapi.json>; rel="service-desc""#));
-            let example = &answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0];
+            assert_eq!(
+                answer.header("link"),
+                Some(r#"</openapi.json>; rel="service-desc""#)
+            );
+            let example =
+                &answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0];
             assert_eq!(example, &json!(format!("http://{host}/index")));
         }
     }
@@ -89,22 +138,54 @@ fn the_404_s_example_leads_back_to_the_server() {
 fn methods() {
     let service = Timber::start(&[]);
     let method = |method: &str, path: &str| {
-        service.ask(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        service.ask(format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        ))
     };
-    for path in ["/index", "/healthz", "/readyz", "/version", "/sample", "/metrics", "/openapi.json"] {
+    for path in [
+        "/index",
+        "/healthz",
+        "/readyz",
+        "/version",
+        "/sample",
+        "/metrics",
+        "/openapi.json",
+    ] {
         for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
             let answer = method(name, path);
-            assert_eq!((answer.status, answer.text().as_str()), (405, ""), "{name} {path}");
-            assert_eq!(answer.header("allow"), Some("GET, HEAD, OPTIONS"), "{name} {path}");
+            assert_eq!(
+                (answer.status, answer.text().as_str()),
+                (405, ""),
+                "{name} {path}"
+            );
+            assert_eq!(
+                answer.header("allow"),
+                Some("GET, HEAD, OPTIONS"),
+                "{name} {path}"
+            );
         }
         let options = method("OPTIONS", path);
-        assert_eq!((options.status, options.text().as_str()), (200, ""), "OPTIONS {path}");
-        assert_eq!(options.header("allow"), Some("GET, HEAD, OPTIONS"), "OPTIONS {path}");
+        assert_eq!(
+            (options.status, options.text().as_str()),
+            (200, ""),
+            "OPTIONS {path}"
+        );
+        assert_eq!(
+            options.header("allow"),
+            Some("GET, HEAD, OPTIONS"),
+            "OPTIONS {path}"
+        );
         let unknown = method("BREW", path);
         assert_eq!(unknown.status, 501, "BREW {path}");
-        assert_eq!(unknown.text(), r#"{"errors": {"Not Implemented": "Invalid HTTP method"}}"#);
+        assert_eq!(
+            unknown.text(),
+            r#"{"errors": {"Not Implemented": "Invalid HTTP method"}}"#
+        );
     }
-    assert_eq!(method("OPTIONS", "*").header("allow"), Some("GET, HEAD, OPTIONS"));
+    assert_eq!(
+        method("OPTIONS", "*").header("allow"),
+        Some("GET, HEAD, OPTIONS")
+    );
 }
 
 #[test]
@@ -113,11 +194,25 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
     for (status, request) in [
         (400, "GET /index HTTP/1.1\r\nHost : a\r\n\r\n".to_owned()),
         (505, "GET /index HTTP/3.1\r\nHost: a\r\n\r\n".to_owned()),
-        (431, format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(20_000))),
+        (
+            431,
+            format!(
+                "GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+                "x".repeat(20_000)
+            ),
+        ),
     ] {
         assert_eq!(service.ask(&request).status, status, "{request}");
         let line = service.event("Refused");
-        assert!(line.contains(&format!("Refused 127.0.0.1: {status} ")), "{line}");
+        assert!(
+            line.contains(&format!("Refused 127.0.0.1: {status} ")),
+            "{line}"
+        );
     }
-    assert!(service.get("/metrics").text().contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n"));
+    assert!(
+        service
+            .get("/metrics")
+            .text()
+            .contains("http_requests_total{route=\"other\",code=\"4xx\"} 2\n")
+    );
 }

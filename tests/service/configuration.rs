@@ -3,8 +3,11 @@
 use super::*;
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } =
-        run_to_end(timber().args(arguments).envs(variables.iter().copied()));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run_to_end(timber().args(arguments).envs(variables.iter().copied()));
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
 }
@@ -12,12 +15,20 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, 
 #[test]
 fn version_and_help() {
     let version = concat!("timber ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(run(&["--version"], &[]), (Some(0), version.to_owned(), String::new()));
+    assert_eq!(
+        run(&["--version"], &[]),
+        (Some(0), version.to_owned(), String::new())
+    );
     let (code, help, _) = run(&["--help"], &[]);
     assert_eq!(code, Some(0));
-    for part in
-        ["-b, --bind HOST:PORT", "TIMBER_BIND", "healthcheck", "[:8000]", "[75s]", "2 bad configuration"]
-    {
+    for part in [
+        "-b, --bind HOST:PORT",
+        "TIMBER_BIND",
+        "healthcheck",
+        "[:8000]",
+        "[75s]",
+        "2 bad configuration",
+    ] {
         assert!(help.contains(part), "{part} is not in {help}");
     }
 }
@@ -27,16 +38,27 @@ fn version_and_help() {
 fn the_docs_list_the_settings_of_the_help_text() {
     let (_, help, _) = run(&["--help"], &[]);
     let docs = include_str!("../../docs/settings.md");
-    for line in help.lines().filter(|line| line.contains("TIMBER_") || line.contains(" PORT ")) {
+    for line in help
+        .lines()
+        .filter(|line| line.contains("TIMBER_") || line.contains(" PORT "))
+    {
         let words: Vec<_> = line.split_whitespace().collect();
-        let variable = words.iter().find(|word| word.starts_with("TIMBER_") || **word == "PORT").unwrap();
-        let row = docs.lines().find(|row| row.starts_with('|') && row.contains(&format!("`{variable}`")));
+        let variable = words
+            .iter()
+            .find(|word| word.starts_with("TIMBER_") || **word == "PORT")
+            .unwrap();
+        let row = docs
+            .lines()
+            .find(|row| row.starts_with('|') && row.contains(&format!("`{variable}`")));
         let row = row.unwrap_or_else(|| panic!("docs/settings.md has no row for {variable}"));
         for flag in words.iter().filter(|word| word.starts_with("--")) {
             assert!(row.contains(*flag), "{flag} is not in {row}");
         }
         let default = line.rsplit_once('[').unwrap().1.trim_end_matches(']');
-        assert!(row.contains(default), "the default {default} is not in {row}");
+        assert!(
+            row.contains(default),
+            "the default {default} is not in {row}"
+        );
     }
 }
 
@@ -75,7 +97,12 @@ fn all_mistakes_are_told_at_once() {
         r#"TIMBER_COLOUR "blue": expected one of the settings"#,
         r#"TIMBER_RELEASE "": expected a label"#,
     ] {
-        assert!(stderr.lines().any(|line| line.starts_with(&format!("timber: {part}"))), "{part}: {stderr}");
+        assert!(
+            stderr
+                .lines()
+                .any(|line| line.starts_with(&format!("timber: {part}"))),
+            "{part}: {stderr}"
+        );
     }
     assert_eq!(stderr.lines().count(), 11, "{stderr}");
 }
@@ -95,7 +122,14 @@ fn a_flag_beats_its_variable_which_beats_the_default() {
 
 #[test]
 fn the_platform_s_port_yields_to_the_address_s() {
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let free = || {
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+            .to_string()
+    };
     let (port, other) = (free(), free());
     let service = Timber::spawn(timber().env("PORT", &port));
     assert_eq!(service.address.port().to_string(), port);
@@ -115,18 +149,32 @@ fn variables_that_a_cluster_adds_are_no_mistakes() {
         ("TIMBER_TUTORIAL_SERVICE_PORT_HTTP", "80"),
     ];
     Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).envs(variables));
-    assert_eq!(run(&[], &[("TIMBER_PORT", "9000")]).0, Some(2), "a port that someone meant");
+    assert_eq!(
+        run(&[], &[("TIMBER_PORT", "9000")]).0,
+        Some(2),
+        "a port that someone meant"
+    );
 }
 
 #[test]
 fn all_interfaces_means_both_families_where_there_are_two() {
     let service = Timber::spawn(timber().args(["-b", ":0"]));
     let port = service.address.port();
-    assert_eq!(ask(&mut connect(([127, 0, 0, 1], port).into()), get("/index")).status, 200);
+    assert_eq!(
+        ask(&mut connect(([127, 0, 0, 1], port).into()), get("/index")).status,
+        200
+    );
     let line = service.start.last().unwrap();
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
         assert!(line.contains("http://[::]:"), "{line}");
-        assert_eq!(ask(&mut connect((Ipv6Addr::LOCALHOST, port).into()), get("/index")).status, 200);
+        assert_eq!(
+            ask(
+                &mut connect((Ipv6Addr::LOCALHOST, port).into()),
+                get("/index")
+            )
+            .status,
+            200
+        );
     } else {
         assert!(line.contains("http://0.0.0.0:"), "{line}");
     }
@@ -138,11 +186,21 @@ fn what_cannot_be_listened_at_is_one_clear_line() {
     let taken = first.address.to_string();
     for (bind, part) in [
         (taken.as_str(), "another process listens there"),
-        ("300.1.2.3:8000", "expected an IPv4 or IPv6 address, or localhost"),
-        ("192.0.2.1:8000", "no interface of this host has that address"),
+        (
+            "300.1.2.3:8000",
+            "expected an IPv4 or IPv6 address, or localhost",
+        ),
+        (
+            "192.0.2.1:8000",
+            "no interface of this host has that address",
+        ),
     ] {
         let (code, stdout, stderr) = run(&["-b", bind], &[]);
-        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (Some(1), "", 1), "{bind}: {stderr}");
+        assert_eq!(
+            (code, stdout.as_str(), stderr.lines().count()),
+            (Some(1), "", 1),
+            "{bind}: {stderr}"
+        );
         assert!(
             stderr.contains(part) && stderr.contains(bind.rsplit_once(':').unwrap().0),
             "{bind}: {stderr}"
@@ -153,9 +211,18 @@ fn what_cannot_be_listened_at_is_one_clear_line() {
 
 #[test]
 fn a_low_limit_of_open_files_lowers_the_connection_limit() {
-    let service = Timber::spawn(&mut shell("ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1"));
-    let warning = service.start.iter().find(|line| line.contains("[WARNING]")).expect("a warning");
-    assert!(warning.contains("Serving 8 connections at once, not 10000"), "{warning}");
+    let service = Timber::spawn(&mut shell(
+        "ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1",
+    ));
+    let warning = service
+        .start
+        .iter()
+        .find(|line| line.contains("[WARNING]"))
+        .expect("a warning");
+    assert!(
+        warning.contains("Serving 8 connections at once, not 10000"),
+        "{warning}"
+    );
     let mut kept: Vec<_> = (0..8).map(|_| service.connect()).collect();
     for stream in &mut kept {
         assert_eq!(ask(stream, get("/index")).status, 200);
@@ -163,11 +230,22 @@ fn a_low_limit_of_open_files_lowers_the_connection_limit() {
     waits_for(&service, || drop(kept.pop()));
 
     for files in [8, 12, 20] {
-        let output =
-            run_to_end(&mut shell(&format!("ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1")));
+        let output = run_to_end(&mut shell(&format!(
+            "ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1"
+        )));
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
-        let explained = ["Too many open files", "files (ulimit -n), and needs more than 20"];
-        assert!(explained.iter().any(|part| stderr.contains(part)), "{stderr}");
+        assert_eq!(
+            (output.status.code(), stderr.lines().count()),
+            (Some(1), 1),
+            "{stderr}"
+        );
+        let explained = [
+            "Too many open files",
+            "files (ulimit -n), and needs more than 20",
+        ];
+        assert!(
+            explained.iter().any(|part| stderr.contains(part)),
+            "{stderr}"
+        );
     }
 }

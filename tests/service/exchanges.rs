@@ -19,14 +19,20 @@ fn remaining(stream: &mut TcpStream) -> Vec<u16> {
 }
 
 fn post(body: &str) -> String {
-    format!("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    format!(
+        "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 fn chunked(body: &str) -> String {
-    let chunks = body
-        .as_bytes()
-        .chunks(1000)
-        .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), str::from_utf8(chunk).unwrap()));
+    let chunks = body.as_bytes().chunks(1000).map(|chunk| {
+        format!(
+            "{:x}\r\n{}\r\n",
+            chunk.len(),
+            str::from_utf8(chunk).unwrap()
+        )
+    });
     let head = "POST /index HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
     chunks.fold(head, |head, chunk| head + &chunk) + "0\r\n\r\n"
 }
@@ -35,12 +41,19 @@ fn chunked(body: &str) -> String {
 #[test]
 fn connections_are_kept() {
     let service = Timber::start(&[]);
-    for request in [get("/index"), "GET /index HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned()] {
+    for request in [
+        get("/index"),
+        "GET /index HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned(),
+    ] {
         let mut stream = service.connect();
         for _ in 0..3 {
             let answer = ask(&mut stream, &request);
             let connection = request.contains("HTTP/1.0").then_some("keep-alive");
-            assert_eq!((answer.status, answer.header("connection")), (200, connection), "{request}");
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (200, connection),
+                "{request}"
+            );
         }
     }
 }
@@ -51,10 +64,17 @@ fn pipelined_requests_are_answered_in_order() {
     let service = Timber::start(&[]);
     let mut stream = service.connect();
     let request = |number| format!("GET /nope HTTP/1.1\r\nHost: host-{number}\r\n\r\n");
-    stream.write_all((0..100).map(request).collect::<String>().as_bytes()).unwrap();
+    stream
+        .write_all((0..100).map(request).collect::<String>().as_bytes())
+        .unwrap();
     for number in 0..100 {
         let answer = Answer::read(&mut stream, false);
-        assert!(answer.text().contains(&format!("\"http://host-{number}/index\"")), "{number}: {answer:?}");
+        assert!(
+            answer
+                .text()
+                .contains(&format!("\"http://host-{number}/index\"")),
+            "{number}: {answer:?}"
+        );
     }
     assert_eq!(ask(&mut stream, get("/index")).status, 200);
 }
@@ -62,9 +82,15 @@ fn pipelined_requests_are_answered_in_order() {
 #[test]
 fn what_is_well_formed_is_answered_before_what_is_not_is_refused() {
     let service = Timber::start(&[]);
-    for garbage in ["GARBAGE\r\n\r\n", "\0\x01\x02\r\n", "GET /index HTTP/1.1\r\nHost : a\r\n\r\n"] {
+    for garbage in [
+        "GARBAGE\r\n\r\n",
+        "\0\x01\x02\r\n",
+        "GET /index HTTP/1.1\r\nHost : a\r\n\r\n",
+    ] {
         let mut stream = service.connect();
-        stream.write_all((get("/index").repeat(10) + garbage).as_bytes()).unwrap();
+        stream
+            .write_all((get("/index").repeat(10) + garbage).as_bytes())
+            .unwrap();
         let expected = [[200; 10].as_slice(), &[400]].concat();
         assert_eq!(remaining(&mut stream), expected, "{garbage:?}");
     }
@@ -102,7 +128,10 @@ fn who_has_nothing_more_to_send_is_still_answered() {
     assert_eq!(half_closed(announced), [405]);
     for half in ["", "GET /index HTTP/1.1\r\nHost"] {
         let answers = half_closed(half);
-        assert!(answers.is_empty() || answers == [400], "{half:?}: {answers:?}");
+        assert!(
+            answers.is_empty() || answers == [400],
+            "{half:?}: {answers:?}"
+        );
     }
 }
 
@@ -117,9 +146,17 @@ fn head_is_get_without_the_body() {
         };
         let mut stream = service.connect();
         let head = ask(&mut stream, get(path).replacen("GET", "HEAD", 1));
-        assert_eq!(without_date(head), without_date(service.get(path)), "{path}");
+        assert_eq!(
+            without_date(head),
+            without_date(service.get(path)),
+            "{path}"
+        );
         // Had there been a body, it would be read as the start of this answer.
-        assert_eq!(ask(&mut stream, get("/index")).text(), OK, "after HEAD {path}");
+        assert_eq!(
+            ask(&mut stream, get("/index")).text(),
+            OK,
+            "after HEAD {path}"
+        );
     }
 }
 
@@ -133,13 +170,21 @@ fn a_body_that_nobody_wants_costs_the_connection_but_not_the_answer() {
             let sent = stream.write_all(request(&"x".repeat(length)).as_bytes());
             sent.unwrap_or_else(|error| panic!("of {length} bytes not all are taken: {error}"));
             let answer = Answer::read(&mut stream, false);
-            assert_eq!((answer.status, answer.header("connection")), (405, Some("close")), "{length} bytes");
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (405, Some("close")),
+                "{length} bytes"
+            );
             assert!(is_closed(&mut stream), "{length} bytes");
         }
     }
     // Announced and held back.
-    let answer = service.ask("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
-    assert_eq!((answer.status, answer.header("connection")), (405, Some("close")));
+    let answer =
+        service.ask("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (405, Some("close"))
+    );
 }
 
 /// Answers that wait for a client to read are sent whole, even when bodies of requests lie between them.
@@ -149,10 +194,16 @@ fn answers_that_wait_are_whole() {
     let whole = service.get("/openapi.json").body;
     for body in ["", "Content-Length: 1\r\n\r\nx"] {
         let head = "GET /openapi.json HTTP/1.1\r\nHost: a\r\n";
-        let request = if body.is_empty() { format!("{head}\r\n") } else { format!("{head}{body}") };
+        let request = if body.is_empty() {
+            format!("{head}\r\n")
+        } else {
+            format!("{head}{body}")
+        };
         let stream = service.connect();
         let mut writer = stream.try_clone().unwrap();
-        writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        writer
+            .set_write_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
         let requests = request.repeat(20_000);
         let (mut sent, mut reader) = (0, std::io::BufReader::new(stream));
         while sent < requests.len() {

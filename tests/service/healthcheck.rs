@@ -17,16 +17,25 @@ fn probes_what_the_same_configuration_would_serve() {
         BTreeMap::from([("PORT", port.to_string())]),
         BTreeMap::from([("TIMBER_BIND", format!(":{port}"))]),
         BTreeMap::from([("TIMBER_BIND", format!("0.0.0.0:{port}"))]),
-        BTreeMap::from([("TIMBER_BIND", format!("127.0.0.1:{port}")), ("PORT", "1".to_owned())]),
+        BTreeMap::from([
+            ("TIMBER_BIND", format!("127.0.0.1:{port}")),
+            ("PORT", "1".to_owned()),
+        ]),
         BTreeMap::from([("TIMBER_BIND", format!("localhost:{port}"))]),
     ] {
         let (code, line) = probe(&[], &variables);
         assert_eq!(code, Some(0), "{variables:?}: {line}");
-        assert!(line.starts_with("healthy: http://") && line.contains("/healthz answered 200"), "{line}");
+        assert!(
+            line.starts_with("healthy: http://") && line.contains("/healthz answered 200"),
+            "{line}"
+        );
     }
     let none = BTreeMap::new();
     assert_eq!(probe(&["-b", &format!(":{port}")], &none).0, Some(0));
-    assert_eq!(probe(&[&format!("http://127.0.0.1:{port}/readyz")], &none).0, Some(0));
+    assert_eq!(
+        probe(&[&format!("http://127.0.0.1:{port}/readyz")], &none).0,
+        Some(0)
+    );
     let (code, line) = probe(&[&format!("http://127.0.0.1:{port}/nope")], &none);
     assert_eq!(code, Some(1));
     assert!(line.contains("answered 404, expected 200"), "{line}");
@@ -41,7 +50,11 @@ fn says_why_it_is_not_healthy() {
     let (code, line) = probe(&["-b", &address.to_string()], &none);
     assert_eq!(code, Some(1));
     assert!(line.contains("no answer within 2s"), "{line}");
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
     drop(silent);
 
     let refused = format!("http://{address}");
@@ -59,5 +72,9 @@ fn says_why_it_is_not_healthy() {
         assert!(line.contains(part), "{url}: {line}");
     }
     let (code, line) = probe(&[], &BTreeMap::from([("PORT", "http".to_owned())]));
-    assert_eq!((code, line.contains("PORT \"http\"")), (Some(1), true), "{line}");
+    assert_eq!(
+        (code, line.contains("PORT \"http\"")),
+        (Some(1), true),
+        "{line}"
+    );
 }

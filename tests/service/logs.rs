@@ -8,15 +8,28 @@ fn start_up_lines() {
     let pid = service.child.id();
     let line = service.start.first().unwrap();
     assert!(
-        line.contains(&format!("[{pid}] [INFO] Starting timber {}", env!("CARGO_PKG_VERSION"))),
+        line.contains(&format!(
+            "[{pid}] [INFO] Starting timber {}",
+            env!("CARGO_PKG_VERSION")
+        )),
         "{line}"
     );
-    assert!(line.starts_with("[20") && line[11..].contains(" +0000] ["), "{line}");
+    assert!(
+        line.starts_with("[20") && line[11..].contains(" +0000] ["),
+        "{line}"
+    );
     let line = service.start.last().unwrap();
-    assert!(line.ends_with(&format!("Listening at: http://{} ({pid})", service.address)), "{line}");
+    assert!(
+        line.ends_with(&format!("Listening at: http://{} ({pid})", service.address)),
+        "{line}"
+    );
     service.event("Using workers: 2");
     let line = service.event("User ");
-    assert!(line.contains("root file system") && line.contains("memory limit") && line.contains("CPU limit"));
+    assert!(
+        line.contains("root file system")
+            && line.contains("memory limit")
+            && line.contains("CPU limit")
+    );
     service.event(&format!("Process {pid}"));
 }
 
@@ -27,20 +40,45 @@ fn access_lines_have_the_original_s_form() {
     let line = service.request("GET");
     let (client, rest) = line.split_once(" - - [").unwrap();
     let (time, rest) = rest.split_once("] ").unwrap();
-    assert_eq!((client, rest), ("127.0.0.1", r#""GET /index?a=%22 HTTP/1.1" 200 26"#));
-    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
-    assert!(shape.starts_with("99/") && shape.ends_with("/9999 99:99:99"), "{time}");
+    assert_eq!(
+        (client, rest),
+        ("127.0.0.1", r#""GET /index?a=%22 HTTP/1.1" 200 26"#)
+    );
+    let shape: String = time
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '9' } else { c })
+        .collect();
+    assert!(
+        shape.starts_with("99/") && shape.ends_with("/9999 99:99:99"),
+        "{time}"
+    );
 
     service.get("/healthz");
     service.get("/readyz");
     service.get("/metrics");
     service.ask("POST /nope HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert!(service.request(" ").contains(r#""POST /nope HTTP/1.1" 404 572"#), "probes are left out");
-    ask(&mut service.connect(), "HEAD /index HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert!(service.request(" ").ends_with(r#""HEAD /index HTTP/1.1" 200 0"#));
+    assert!(
+        service
+            .request(" ")
+            .contains(r#""POST /nope HTTP/1.1" 404 572"#),
+        "probes are left out"
+    );
+    ask(
+        &mut service.connect(),
+        "HEAD /index HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    assert!(
+        service
+            .request(" ")
+            .ends_with(r#""HEAD /index HTTP/1.1" 200 0"#)
+    );
     // A quote is allowed in hyper's eyes.
     service.get("/a\"b");
-    assert!(service.request(" ").contains(r#""GET /a\x22b HTTP/1.1" 404"#));
+    assert!(
+        service
+            .request(" ")
+            .contains(r#""GET /a\x22b HTTP/1.1" 404"#)
+    );
 }
 
 #[test]
@@ -59,12 +97,24 @@ fn which_requests_are_logged() {
 fn lines_in_json() {
     let service = Timber::start(&["--log-format", "json"]);
     let event: Value = serde_json::from_str(service.start.last().unwrap()).unwrap();
-    assert_eq!((&event["level"], &event["pid"]), (&json!("INFO"), &json!(service.child.id())));
-    assert!(event["message"].as_str().unwrap().starts_with("Listening at: http://127.0.0.1:"), "{event}");
+    assert_eq!(
+        (&event["level"], &event["pid"]),
+        (&json!("INFO"), &json!(service.child.id()))
+    );
+    assert!(
+        event["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Listening at: http://127.0.0.1:"),
+        "{event}"
+    );
     service.get("/a\"b?c");
     let request: Value = serde_json::from_str(&service.request("GET")).unwrap();
     let time = request["time"].as_str().unwrap();
-    assert!(time.len() == 20 && time.ends_with('Z') && event["time"].as_str().unwrap() <= time, "{request}");
+    assert!(
+        time.len() == 20 && time.ends_with('Z') && event["time"].as_str().unwrap() <= time,
+        "{request}"
+    );
     let expected = json!({
         "time": time, "client": "127.0.0.1", "method": "GET", "target": "/a\"b?c", "version": "HTTP/1.1",
         "status": 404, "bytes": 585,
@@ -78,7 +128,10 @@ fn a_reader_that_has_gone_or_stopped_reading_does_not_matter() {
     let (reader, gone) = std::io::pipe().unwrap();
     drop(reader);
     let (stalled, writer) = std::io::pipe().unwrap();
-    for (name, stdout) in [("gone", Stdio::from(gone)), ("stalled", Stdio::from(writer))] {
+    for (name, stdout) in [
+        ("gone", Stdio::from(gone)),
+        ("stalled", Stdio::from(writer)),
+    ] {
         let mut service = Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).stdout(stdout));
         let mut stream = service.connect();
         // Twice the pipe and the buffer together.
@@ -87,8 +140,15 @@ fn a_reader_that_has_gone_or_stopped_reading_does_not_matter() {
         for _ in 0..100 {
             assert_eq!(ask(&mut stream, get(&path)).status, 404, "{name}");
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "{name}: {:?}", start.elapsed());
-        assert!(service.metric("timber_log_lines_dropped_total") != "0", "{name}");
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{name}: {:?}",
+            start.elapsed()
+        );
+        assert!(
+            service.metric("timber_log_lines_dropped_total") != "0",
+            "{name}"
+        );
         service.signal(Signal::TERM);
         let (status, took) = service.wait();
         assert_eq!(status.code(), Some(0), "{name}");

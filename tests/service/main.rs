@@ -35,8 +35,13 @@ const JSON: &str = "application/json; charset=utf-8";
 fn waits_for(service: &Timber, leave: impl FnOnce()) {
     let mut extra = service.connect();
     extra.write_all(get("/index").as_bytes()).unwrap();
-    extra.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    assert!(extra.read(&mut [0]).is_err(), "it is served beside the others");
+    extra
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    assert!(
+        extra.read(&mut [0]).is_err(),
+        "it is served beside the others"
+    );
     leave();
     extra.set_read_timeout(Some(SOON)).unwrap();
     assert_eq!(Answer::read(&mut extra, false).status, 200);

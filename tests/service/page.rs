@@ -11,17 +11,42 @@ fn page(service: &Timber) -> Answer {
 #[test]
 fn a_browser_gets_a_page_at_the_root() {
     let service = Timber::start(&[]);
-    let at_root =
-        |accept: &str| service.ask(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
-    for accept in ["text/html", "text/html,application/xhtml+xml,*/*;q=0.8", "image/webp, TEXT/HTML; q=0.5"] {
+    let at_root = |accept: &str| {
+        service.ask(format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"
+        ))
+    };
+    for accept in [
+        "text/html",
+        "text/html,application/xhtml+xml,*/*;q=0.8",
+        "image/webp, TEXT/HTML; q=0.5",
+    ] {
         let page = at_root(accept);
-        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+        assert_eq!(
+            (page.status, page.header("content-type")),
+            (200, Some("text/html; charset=utf-8"))
+        );
     }
-    for accept in ["*/*", "application/json", "text/html;q=0", "text/html; q=0.00", "text/plain"] {
+    for accept in [
+        "*/*",
+        "application/json",
+        "text/html;q=0",
+        "text/html; q=0.00",
+        "text/plain",
+    ] {
         let answer = at_root(accept);
-        assert_eq!((answer.status, answer.header("vary")), (404, Some("accept")), "{accept}");
+        assert_eq!(
+            (answer.status, answer.header("vary")),
+            (404, Some("accept")),
+            "{accept}"
+        );
     }
-    assert_eq!(service.ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").status, 404);
+    assert_eq!(
+        service
+            .ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n")
+            .status,
+        404
+    );
 }
 
 #[test]
@@ -29,7 +54,10 @@ fn the_table_has_what_version_has() {
     let service = Timber::start(&["--release", "<b>&\"{{host}}"]);
     let (version, page) = (service.get("/version").json(), page(&service).text());
     let text = |key: &str| version[key].as_str().unwrap().to_owned();
-    let binary = format!("{:.0} kB", version["binary_bytes"].as_f64().unwrap() / 1000.0);
+    let binary = format!(
+        "{:.0} kB",
+        version["binary_bytes"].as_f64().unwrap() / 1000.0
+    );
     for (name, value) in [
         ("release", "&lt;b&gt;&amp;&quot;{{host}}".to_owned()),
         ("version", text("version")),
@@ -43,8 +71,15 @@ fn the_table_has_what_version_has() {
     }
     assert!(page.contains("<tr><th>up for<td>"), "{page}");
     assert!(!page.contains("<b>&"), "the label is markup: {page}");
-    for path in service.get("/openapi.json").json()["paths"].as_object().unwrap().keys() {
-        assert!(page.contains(&format!("<a href=\"{path}\">")), "{path} is not in {page}");
+    for path in service.get("/openapi.json").json()["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+    {
+        assert!(
+            page.contains(&format!("<a href=\"{path}\">")),
+            "{path} is not in {page}"
+        );
     }
 }
 
@@ -56,11 +91,22 @@ fn the_policy_names_the_script_and_the_style_of_the_page() {
     let (policy, text) = (page.header("content-security-policy").unwrap(), page.text());
     for element in ["script", "style"] {
         let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
-        assert_eq!(text.matches(&begin).count(), 1, "there is one hash for {element}");
-        let content = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).unwrap().0;
+        assert_eq!(
+            text.matches(&begin).count(),
+            1,
+            "there is one hash for {element}"
+        );
+        let content = text
+            .split_once(&begin)
+            .and_then(|(_, rest)| rest.split_once(&end))
+            .unwrap()
+            .0;
         let hash = BASE64_STANDARD.encode(Sha256::digest(content));
         let directive = format!("{element}-src 'sha256-{hash}'");
-        assert!(policy.split("; ").any(|d| d == directive), "src/api.rs needs {directive}, it has {policy}");
+        assert!(
+            policy.split("; ").any(|d| d == directive),
+            "src/api.rs needs {directive}, it has {policy}"
+        );
     }
 }
 
@@ -92,14 +138,23 @@ fn the_page_trusts_nobody() {
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "no-referrer"),
         ("cross-origin-resource-policy", "same-origin"),
-        ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
+        (
+            "permissions-policy",
+            "camera=(), geolocation=(), microphone=()",
+        ),
     ] {
         assert_eq!(page.header(name), Some(value), "{name}");
     }
     let text = page.text();
-    assert!(text.contains(r#"<link rel="icon" href="data:,">"#), "browsers would ask for /favicon.ico");
+    assert!(
+        text.contains(r#"<link rel="icon" href="data:,">"#),
+        "browsers would ask for /favicon.ico"
+    );
     for other in ["://", "\"//", "'//", "`//", "url(", "@import"] {
-        assert!(!text.contains(other), "the page names another host: {other} is in {text}");
+        assert!(
+            !text.contains(other),
+            "the page names another host: {other} is in {text}"
+        );
     }
 }
 
@@ -115,14 +170,20 @@ fn a_sample_is_version_on_a_connection_that_is_not_kept() {
     let service = Timber::start(&[]);
     let without_uptime = |answer: Answer| {
         let mut json = answer.json();
-        json.as_object_mut().unwrap().remove("uptime_seconds").expect("an uptime");
+        json.as_object_mut()
+            .unwrap()
+            .remove("uptime_seconds")
+            .expect("an uptime");
         json
     };
     let mut stream = service.connect();
     let version = ask(&mut stream, get("/version"));
     assert_eq!(version.header("connection"), None);
     let sample = ask(&mut stream, get("/sample"));
-    assert_eq!((sample.status, sample.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (sample.status, sample.header("connection")),
+        (200, Some("close"))
+    );
     assert_eq!(sample.header("cache-control"), Some("no-store"));
     assert_eq!(without_uptime(sample), without_uptime(version));
     assert!(is_closed(&mut stream));

@@ -41,9 +41,17 @@ fn check(before: &str, rows: &[Row], behind: &str) {
             })
         });
         let rows: Vec<_> = rows.collect();
-        rows.into_iter().filter_map(|row| row.join().unwrap()).collect()
+        rows.into_iter()
+            .filter_map(|row| row.join().unwrap())
+            .collect()
     });
-    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), rows.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {}:\n{}",
+        failures.len(),
+        rows.len(),
+        failures.join("\n")
+    );
     assert_eq!(service.get("/index").status, 200);
 }
 
@@ -62,7 +70,11 @@ fn outcome(address: SocketAddr, request: &[u8], expect: Expect) -> Result<(), St
         if !is_old && answer.header("connection") != Some("close") {
             return Err(format!("{} without Connection: close", answer.status));
         }
-        return if is_closed(&mut stream) { Ok(()) } else { Err(format!("{} and more", answer.status)) };
+        return if is_closed(&mut stream) {
+            Ok(())
+        } else {
+            Err(format!("{} and more", answer.status))
+        };
     }
     _ = stream.write_all(get("/healthz").as_bytes());
     match Answer::try_read(&mut stream, false) {
@@ -76,12 +88,16 @@ fn outcome(address: SocketAddr, request: &[u8], expect: Expect) -> Result<(), St
 /// What holds for every answer.
 fn is_well_formed(answer: &Answer, to_head: bool) -> Result<(), String> {
     let count = |name| answer.headers.iter().filter(|(n, _)| n == name).count();
-    let date = answer.header("date").and_then(|date| httpdate::parse_http_date(date).ok());
+    let date = answer
+        .header("date")
+        .and_then(|date| httpdate::parse_http_date(date).ok());
     let age = date.and_then(|date| SystemTime::now().duration_since(date).ok());
     if count("date") != 1 || age.is_none_or(|age| age > SOON) {
         return Err(format!("has the date {date:?} (RFC 9110 section 6.6.1)"));
     }
-    let length = answer.header("content-length").and_then(|length| length.parse::<usize>().ok());
+    let length = answer
+        .header("content-length")
+        .and_then(|length| length.parse::<usize>().ok());
     if count("content-length") != 1 || count("transfer-encoding") != 0 || length.is_none() {
         return Err("has not one length (RFC 9110 section 8.6)".to_owned());
     }
@@ -93,9 +109,15 @@ fn is_well_formed(answer: &Answer, to_head: bool) -> Result<(), String> {
         return Ok(());
     }
     let errors: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let told = errors["errors"].as_object().is_some_and(|e| e.len() == 1 && e.values().all(Value::is_string));
+    let told = errors["errors"]
+        .as_object()
+        .is_some_and(|e| e.len() == 1 && e.values().all(Value::is_string));
     let is_json = answer.header("content-type") == Some(JSON);
-    if told && is_json { Ok(()) } else { Err(format!("with the body {:?}", answer.text())) }
+    if told && is_json {
+        Ok(())
+    } else {
+        Err(format!("with the body {:?}", answer.text()))
+    }
 }
 
 /// Where a request ends is where the next begins: two readings of that are a smuggled request.
@@ -103,56 +125,168 @@ fn is_well_formed(answer: &Answer, to_head: bool) -> Result<(), String> {
 fn framing() {
     let request = "GET /index HTTP/1.1\r\nHost: a\r\n";
     let rows: &[Row] = &[
-        ("9112 6.1", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Closed(OK_OR_BAD)),
-        ("9112 6.1", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", Closed(OK_OR_BAD)),
-        ("9112 6.1", b"Transfer-Encoding: chunked\r\nContent-Length: x\r\n\r\n0\r\n\r\n", Closed(OK_OR_BAD)),
-        ("9112 6.3", b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", Closed(BAD)),
-        ("9112 6.3", b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello", Closed(BAD)),
-        ("9112 6.3", b"Content-Length: 5, 6\r\n\r\nhello", Closed(BAD)),
+        (
+            "9112 6.1",
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            Closed(OK_OR_BAD),
+        ),
+        (
+            "9112 6.1",
+            b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+            Closed(OK_OR_BAD),
+        ),
+        (
+            "9112 6.1",
+            b"Transfer-Encoding: chunked\r\nContent-Length: x\r\n\r\n0\r\n\r\n",
+            Closed(OK_OR_BAD),
+        ),
+        (
+            "9112 6.3",
+            b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            Closed(BAD),
+        ),
+        (
+            "9112 6.3",
+            b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello",
+            Closed(BAD),
+        ),
+        (
+            "9112 6.3",
+            b"Content-Length: 5, 6\r\n\r\nhello",
+            Closed(BAD),
+        ),
         ("9110 8.6", b"Content-Length: +5\r\n\r\nhello", Closed(BAD)),
         ("9110 8.6", b"Content-Length: -5\r\n\r\nhello", Closed(BAD)),
         ("9110 8.6", b"Content-Length: 5 5\r\n\r\nhello", Closed(BAD)),
         ("9110 8.6", b"Content-Length: 0x5\r\n\r\nhello", Closed(BAD)),
         ("9110 8.6", b"Content-Length: 5.0\r\n\r\nhello", Closed(BAD)),
-        ("9110 8.6", b"Content-Length: \"5\"\r\n\r\nhello", Closed(BAD)),
-        ("9110 8.6", b"Content-Length: five\r\n\r\nhello", Closed(BAD)),
+        (
+            "9110 8.6",
+            b"Content-Length: \"5\"\r\n\r\nhello",
+            Closed(BAD),
+        ),
+        (
+            "9110 8.6",
+            b"Content-Length: five\r\n\r\nhello",
+            Closed(BAD),
+        ),
         ("9110 8.6", b"Content-Length:\r\n\r\nhello", Closed(BAD)),
-        ("9110 8.6", b"Content-Length: 18446744073709551615\r\n\r\n", Closed(BAD)),
-        ("9110 8.6", b"Content-Length: 18446744073709551616\r\n\r\n", Closed(BAD)),
-        ("9110 8.6", b"Content-Length: 36893488147419103237\r\n\r\nhello", Closed(BAD)),
-        ("9112 6.3", b"Transfer-Encoding: identity\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: gzip\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
-        ("9112 6.3", b"Transfer-Encoding:\r\n\r\n0\r\n\r\n", Closed(BAD_OR_UNKNOWN)),
+        (
+            "9110 8.6",
+            b"Content-Length: 18446744073709551615\r\n\r\n",
+            Closed(BAD),
+        ),
+        (
+            "9110 8.6",
+            b"Content-Length: 18446744073709551616\r\n\r\n",
+            Closed(BAD),
+        ),
+        (
+            "9110 8.6",
+            b"Content-Length: 36893488147419103237\r\n\r\nhello",
+            Closed(BAD),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: identity\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: gzip\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.3",
+            b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
+            Closed(BAD_OR_UNKNOWN),
+        ),
         (
             "9112 6.3",
             b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
             Closed(BAD_OR_UNKNOWN),
         ),
-        ("9112 5.1", b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", Closed(BAD)),
+        (
+            "9112 5.1",
+            b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+            Closed(BAD),
+        ),
         ("9112 5.1", b"Content-Length : 5\r\n\r\nhello", Closed(BAD)),
     ];
     check(request, rows, &get("/smuggled"));
     let rows: &[Row] = &[
         ("9112 6.3", b"Content-Length: 5\r\n\r\nhello", Closed(OK)),
-        ("9112 6.3", b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", Either(OK)),
-        ("9112 6.3", b"Content-Length: 5, 5\r\n\r\nhello", Either(OK_OR_BAD)),
-        ("9112 5.1", b"Content-Length:\t 5 \t\r\n\r\nhello", Closed(OK)),
+        (
+            "9112 6.3",
+            b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+            Either(OK),
+        ),
+        (
+            "9112 6.3",
+            b"Content-Length: 5, 5\r\n\r\nhello",
+            Either(OK_OR_BAD),
+        ),
+        (
+            "9112 5.1",
+            b"Content-Length:\t 5 \t\r\n\r\nhello",
+            Closed(OK),
+        ),
         ("9110 8.6", b"content-length: 005\r\n\r\nhello", Closed(OK)),
-        ("9112 7", b"transfer-encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", Either(OK)),
+        (
+            "9112 7",
+            b"transfer-encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            Either(OK),
+        ),
         // Whatever is compressed, its end is known.
-        ("9112 6.1", b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Either(OK_OR_UNKNOWN)),
-        ("9112 6.1", b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", Either(OK_OR_BAD)),
+        (
+            "9112 6.1",
+            b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            Either(OK_OR_UNKNOWN),
+        ),
+        (
+            "9112 6.1",
+            b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+            Either(OK_OR_BAD),
+        ),
     ];
     check(request, rows, "");
     // RFC 9112 section 6.1: faulty, even if a Content-Length is there.
     let rows: &[Row] = &[
-        ("9112 6.1", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Closed(OK_OR_BAD)),
-        ("9112 6.1", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Closed(OK_OR_BAD)),
+        (
+            "9112 6.1",
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            Closed(OK_OR_BAD),
+        ),
+        (
+            "9112 6.1",
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            Closed(OK_OR_BAD),
+        ),
         (
             "9112 6.1",
             b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -185,17 +319,37 @@ fn chunks() {
         b"0\r\nX : y\r\n\r\n",
         b"0\r\nX\r\n\r\n",
     ];
-    let rows: Vec<Row> = faulty.iter().map(|part| ("9112 7.1", *part, Closed(OK_OR_BAD))).collect();
+    let rows: Vec<Row> = faulty
+        .iter()
+        .map(|part| ("9112 7.1", *part, Closed(OK_OR_BAD)))
+        .collect();
     check(request, &rows, &get("/smuggled"));
-    let extension = [b"5;", "a".repeat(1000).as_bytes(), b"\r\nhello\r\n0\r\n\r\n"].concat();
+    let extension = [
+        b"5;",
+        "a".repeat(1000).as_bytes(),
+        b"\r\nhello\r\n0\r\n\r\n",
+    ]
+    .concat();
     let rows: &[Row] = &[
         ("9112 7.1", b"0\r\n\r\n", Either(OK)),
         ("9112 7.1", b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", Either(OK)),
         ("9112 7.1", b"0005\r\nhello\r\n000\r\n\r\n", Either(OK)),
-        ("9112 7.1.1", b"5;a=b;c=\"d\"\r\nhello\r\n0;e\r\n\r\n", Either(OK)),
+        (
+            "9112 7.1.1",
+            b"5;a=b;c=\"d\"\r\nhello\r\n0;e\r\n\r\n",
+            Either(OK),
+        ),
         ("9112 7.1.1", &extension, Either(OK)),
-        ("9112 7.1.2", b"5\r\nhello\r\n0\r\nX: y\r\nZ:\r\n\r\n", Either(OK)),
-        ("9110 6.5.1", b"0\r\nContent-Length: 40\r\nHost: b\r\n\r\n", Either(OK)),
+        (
+            "9112 7.1.2",
+            b"5\r\nhello\r\n0\r\nX: y\r\nZ:\r\n\r\n",
+            Either(OK),
+        ),
+        (
+            "9110 6.5.1",
+            b"0\r\nContent-Length: 40\r\nHost: b\r\n\r\n",
+            Either(OK),
+        ),
     ];
     check(request, rows, "");
 }
@@ -210,7 +364,11 @@ fn header_lines() {
         ("9112 2.2", b" Host: a\r\n\r\n", Closed(BAD)),
         ("9112 2.2", b"\tX: b\r\nHost: a\r\n\r\n", Closed(BAD)),
         ("9110 5.5", b"Host: a\r\nX: b\0c\r\n\r\n", Closed(BAD)),
-        ("9110 5.5", b"Host: a\r\nX: b\x7fc\r\n\r\n", Either(OK_OR_BAD)),
+        (
+            "9110 5.5",
+            b"Host: a\r\nX: b\x7fc\r\n\r\n",
+            Either(OK_OR_BAD),
+        ),
         ("9110 5.1", b"Host: a\r\nX\0: b\r\n\r\n", Closed(BAD)),
         ("9110 5.1", b"Host: a\r\n: b\r\n\r\n", Closed(BAD)),
         ("9110 5.1", b"Host: a\r\nX Y: b\r\n\r\n", Closed(BAD)),
@@ -220,7 +378,11 @@ fn header_lines() {
         ("9112 5.1", b"Host : a\r\n\r\n", Closed(BAD)),
         ("9112 5.1", b"Host: a\r\nX\t: b\r\n\r\n", Closed(BAD)),
         ("9112 2.2", b"Host: a\nX: b\n\n", Kept(OK)),
-        ("9110 5.5", b"Host: a\r\nX: \xe9\xff\r\n\r\n", Either(OK_OR_BAD)),
+        (
+            "9110 5.5",
+            b"Host: a\r\nX: \xe9\xff\r\n\r\n",
+            Either(OK_OR_BAD),
+        ),
         ("9110 5.5", b"Host: a\r\nX:\r\nX: \t \r\n\r\n", Kept(OK)),
         ("9110 5.1", b"hOST: a\r\n\r\n", Kept(OK)),
     ];
@@ -282,7 +444,11 @@ fn targets() {
     ];
     check("", rows, " HTTP/1.1\r\nHost: a\r\n\r\n");
     let absolute_without_host: &[Row] = &[("9112 3.2", b"", Either(BAD))];
-    check("GET http://b/index HTTP/1.1\r\n", absolute_without_host, "\r\n");
+    check(
+        "GET http://b/index HTTP/1.1\r\n",
+        absolute_without_host,
+        "\r\n",
+    );
 }
 
 #[test]
@@ -299,7 +465,11 @@ fn versions() {
         ("9112 2.3", b"GET /index HTTP/1.10", Closed(NO_VERSION)),
         ("9112 2.3", b"GET /index HTTP/11.1", Closed(NO_VERSION)),
         ("9112 2.3", b"GET /index", Closed(NO_VERSION)),
-        ("9113 3.4", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Closed(VERSION)),
+        (
+            "9113 3.4",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            Closed(VERSION),
+        ),
         ("9112 9.3", b"GET /index HTTP/1.0", Closed(OK)),
     ];
     check("", rows, "\r\nHost: a\r\n\r\n");
@@ -308,8 +478,16 @@ fn versions() {
         ("9112 3.2", b"Host: a\r\nHost: b\r\n\r\n", Closed(BAD)),
         ("9112 9.3", b"Connection: keep-alive\r\n\r\n", Kept(OK)),
         ("9112 9.3", b"Connection: Keep-Alive, TE\r\n\r\n", Kept(OK)),
-        ("9112 9.3", b"Connection: keep-alive\r\nConnection: close\r\n\r\n", Closed(OK)),
-        ("9110 10.1.1", b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello", Closed(OK)),
+        (
+            "9112 9.3",
+            b"Connection: keep-alive\r\nConnection: close\r\n\r\n",
+            Closed(OK),
+        ),
+        (
+            "9110 10.1.1",
+            b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+            Closed(OK),
+        ),
     ];
     check("GET /index HTTP/1.0\r\n", rows, "");
 }
@@ -346,21 +524,61 @@ fn connection_options_and_expectations() {
         ("9112 9.6", b"Connection: close\r\n\r\n", Closed(OK)),
         ("9110 7.6.1", b"Connection: CLOSE\r\n\r\n", Closed(OK)),
         ("9110 7.6.1", b"Connection: foo,, close\r\n\r\n", Closed(OK)),
-        ("9110 7.6.1", b"Connection: keep-alive, close\r\n\r\n", Closed(OK)),
-        ("9110 7.6.1", b"Connection: close\r\nConnection: keep-alive\r\n\r\n", Closed(OK)),
-        ("9112 9.6", b"Connection: close\r\n\r\nGET /nope HTTP/1.1\r\nHost: a\r\n\r\n", Closed(OK)),
+        (
+            "9110 7.6.1",
+            b"Connection: keep-alive, close\r\n\r\n",
+            Closed(OK),
+        ),
+        (
+            "9110 7.6.1",
+            b"Connection: close\r\nConnection: keep-alive\r\n\r\n",
+            Closed(OK),
+        ),
+        (
+            "9112 9.6",
+            b"Connection: close\r\n\r\nGET /nope HTTP/1.1\r\nHost: a\r\n\r\n",
+            Closed(OK),
+        ),
         ("9112 9.3", b"Connection: keep-alive\r\n\r\n", Kept(OK)),
         ("9110 7.6.1", b"Connection: foo, closed\r\n\r\n", Kept(OK)),
         ("9110 7.6.1", b"Connection: Host\r\n\r\n", Kept(OK)),
-        ("9110 7.8", b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", Kept(OK)),
-        ("9110 7.8", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n", Kept(OK)),
+        (
+            "9110 7.8",
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            Kept(OK),
+        ),
+        (
+            "9110 7.8",
+            b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
+            Kept(OK),
+        ),
         ("9110 7.8", b"Upgrade: TLS/1.0\r\n\r\n", Kept(OK)),
         ("9110 10.1.1", b"Expect: 100-continue\r\n\r\n", Kept(OK)),
-        ("9110 10.1.1", b"Expect: 100-continue\r\nContent-Length: 0\r\n\r\n", Kept(OK)),
-        ("9110 10.1.1", b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n", Closed(OK)),
-        ("9110 10.1.1", b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello", Closed(OK)),
-        ("9110 10.1.1", b"expect: 100-Continue\r\nTransfer-Encoding: chunked\r\n\r\n", Closed(OK)),
-        ("9110 10.1.1", b"Expect: the worst\r\n\r\n", Either(&[200, 417])),
+        (
+            "9110 10.1.1",
+            b"Expect: 100-continue\r\nContent-Length: 0\r\n\r\n",
+            Kept(OK),
+        ),
+        (
+            "9110 10.1.1",
+            b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+            Closed(OK),
+        ),
+        (
+            "9110 10.1.1",
+            b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+            Closed(OK),
+        ),
+        (
+            "9110 10.1.1",
+            b"expect: 100-Continue\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Closed(OK),
+        ),
+        (
+            "9110 10.1.1",
+            b"Expect: the worst\r\n\r\n",
+            Either(&[200, 417]),
+        ),
     ];
     check("GET /index HTTP/1.1\r\nHost: a\r\n", rows, "");
 }
@@ -368,12 +586,27 @@ fn connection_options_and_expectations() {
 /// A head may have 16 KiB and 100 lines.
 #[test]
 fn bounds() {
-    let target =
-        |length| [b"GET /index?", "x".repeat(length).as_bytes(), b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
-    let line =
-        |length| format!("GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(length)).into_bytes();
+    let target = |length| {
+        [
+            b"GET /index?",
+            "x".repeat(length).as_bytes(),
+            b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        ]
+        .concat()
+    };
+    let line = |length| {
+        format!(
+            "GET /index HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+            "x".repeat(length)
+        )
+        .into_bytes()
+    };
     let lines = |count: usize| {
-        format!("GET /index HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1)).into_bytes()
+        format!(
+            "GET /index HTTP/1.1\r\nHost: a\r\n{}\r\n",
+            "X: y\r\n".repeat(count - 1)
+        )
+        .into_bytes()
     };
     let rows: &[Row] = &[
         ("9112 3", &target(8_000), Kept(OK)),

@@ -62,11 +62,18 @@ fn a_request_half_sent_is_still_answered() {
     thread::sleep(Duration::from_millis(500));
     for stream in [&mut new, &mut kept, &mut pipelined] {
         let answer = ask(stream, second);
-        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (200, Some("close"))
+        );
         assert!(is_closed(stream));
     }
     assert_eq!(service.wait().0.code(), Some(0));
-    assert!(service.event("Shutting down").contains("3 requests finished"));
+    assert!(
+        service
+            .event("Shutting down")
+            .contains("3 requests finished")
+    );
 }
 
 #[test]
@@ -78,7 +85,10 @@ fn the_deadline_cuts_what_does_not_end() {
     service.signal(Signal::TERM);
     let (status, took) = service.wait();
     assert_eq!(status.code(), Some(1));
-    assert!((Duration::from_millis(400)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(400)..Duration::from_secs(3)).contains(&took),
+        "{took:?}"
+    );
     assert!(service.event("Shutting down").contains("1 connections cut"));
 }
 
@@ -86,7 +96,9 @@ fn the_deadline_cuts_what_does_not_end() {
 fn the_deadline_cuts_a_client_that_does_not_read() {
     let mut service = Timber::start(&["--drain-deadline", "500ms", "--no-access-log"]);
     let mut stream = service.connect();
-    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
     let requests = get("/index").repeat(1000);
     while stream.write_all(requests.as_bytes()).is_ok() {} // until the service waits for it to read
     service.signal(Signal::TERM);
@@ -117,12 +129,21 @@ fn during_the_delay_it_serves_but_is_not_ready() {
     assert!(unready.json()["errors"]["Service Unavailable"].is_string());
     assert_eq!(service.get("/healthz").status, 200);
     for answer in [ask(&mut kept, get("/index")), service.get("/index")] {
-        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (200, Some("close"))
+        );
     }
     let (status, took) = service.wait();
     assert_eq!(status.code(), Some(0));
-    assert!((Duration::from_millis(500)..Duration::from_secs(4)).contains(&took), "{took:?}");
-    assert!(TcpStream::connect(service.address).is_err(), "the port is still open");
+    assert!(
+        (Duration::from_millis(500)..Duration::from_secs(4)).contains(&took),
+        "{took:?}"
+    );
+    assert!(
+        TcpStream::connect(service.address).is_err(),
+        "the port is still open"
+    );
 }
 
 /// 200 clients that open a connection for each request, and 200 that keep theirs, are at it when the signal
@@ -136,16 +157,27 @@ fn nothing_is_lost_under_load() {
         let address = service.address;
         let new = (0..200).map(|_| thread::spawn(move || connection_per_request(address)));
         let new: Vec<_> = new.collect();
-        let kept: Vec<_> = (0..200).map(|_| thread::spawn(move || connection_kept(address))).collect();
+        let kept: Vec<_> = (0..200)
+            .map(|_| thread::spawn(move || connection_kept(address)))
+            .collect();
         thread::sleep(Duration::from_millis(300));
         service.signal(Signal::TERM);
         assert_eq!(service.wait().0.code(), Some(0));
-        lost += new.into_iter().map(|client| client.join().unwrap()).sum::<usize>();
-        kept_lost += kept.into_iter().map(|client| client.join().unwrap()).sum::<usize>();
+        lost += new
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .sum::<usize>();
+        kept_lost += kept
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .sum::<usize>();
     }
     println!("{STOPS} stops: {lost} lost on new connections, {kept_lost} on kept ones");
     assert_eq!(lost, 0, "requests on new connections");
-    assert!(kept_lost <= STOPS / 4, "{kept_lost} requests on kept connections");
+    assert!(
+        kept_lost <= STOPS / 4,
+        "{kept_lost} requests on kept connections"
+    );
 }
 
 /// Requests that were not answered, until the port is closed.
@@ -155,7 +187,9 @@ fn connection_per_request(address: SocketAddr) -> usize {
         stream.set_read_timeout(Some(SOON)).unwrap();
         let mut answer = Vec::new();
         let request = "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
+        let asked = stream
+            .write_all(request.as_bytes())
+            .and_then(|()| stream.read_to_end(&mut answer));
         if asked.is_err() || !answer.ends_with(b"\r\n\r\n{\"timber\": \"so delicious\"}") {
             return 1;
         }
@@ -165,14 +199,22 @@ fn connection_per_request(address: SocketAddr) -> usize {
 
 /// One when the connection was closed on a request that was sent, and no answer before had announced that.
 fn connection_kept(address: SocketAddr) -> usize {
-    let Ok(mut stream) = TcpStream::connect(address) else { return 0 };
+    let Ok(mut stream) = TcpStream::connect(address) else {
+        return 0;
+    };
     stream.set_read_timeout(Some(SOON)).unwrap();
     let request = get("/index");
     loop {
         let mut answer = [0; 1024];
-        match stream.write_all(request.as_bytes()).and_then(|()| stream.read(&mut answer)) {
+        match stream
+            .write_all(request.as_bytes())
+            .and_then(|()| stream.read(&mut answer))
+        {
             Ok(n) if answer[..n].ends_with(b"so delicious\"}") => {
-                if answer[..n].windows(17).any(|part| part == b"connection: close") {
+                if answer[..n]
+                    .windows(17)
+                    .any(|part| part == b"connection: close")
+                {
                     return 0;
                 }
             }
@@ -188,9 +230,13 @@ fn a_client_that_reads_late_gets_whole_answers() {
     let whole = service.get("/openapi.json").body;
     let stream = service.connect();
     let mut writer = stream.try_clone().unwrap();
-    writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    writer
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
     let requests = get("/openapi.json").repeat(200_000);
-    writer.write_all(requests.as_bytes()).expect_err("the service waits for its answers to be read");
+    writer
+        .write_all(requests.as_bytes())
+        .expect_err("the service waits for its answers to be read");
     service.signal(Signal::TERM);
     thread::sleep(Duration::from_millis(500));
     let mut reader = std::io::BufReader::new(stream);

@@ -2,7 +2,9 @@
 //! given time for.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::{fs, path::Path, sync::LazyLock, sync::atomic::AtomicBool, time::Duration, time::Instant};
+use std::{
+    fs, path::Path, sync::LazyLock, sync::atomic::AtomicBool, time::Duration, time::Instant,
+};
 
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri, Version, http::request::Parts};
@@ -18,7 +20,9 @@ static APP: LazyLock<App> = LazyLock::new(|| App {
     started: Instant::now(),
     started_at: 0,
     draining: AtomicBool::new(false),
-    metrics: Box::leak(Box::new(Metrics::new(ROUTES.iter().map(|route| route.path)))),
+    metrics: Box::leak(Box::new(Metrics::new(
+        ROUTES.iter().map(|route| route.path),
+    ))),
 });
 
 /// A request as hyper would hand it over; none where it would not.
@@ -27,7 +31,9 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
     *request.method_mut() = Method::from_bytes(method).ok()?;
     *request.uri_mut() = Uri::try_from(target).ok()?;
     for (name, value) in headers {
-        request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
+        request
+            .headers_mut()
+            .append(name, HeaderValue::from_bytes(value).ok()?);
     }
     // The older version may leave Host out.
     if !request.headers().contains_key(HOST) {
@@ -48,18 +54,27 @@ pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
         Some("/") if reads => "text/html; charset=utf-8",
         _ => "application/json; charset=utf-8",
     };
-    let header = |name| answer.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+    let header = |name| {
+        answer
+            .headers
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
+    };
     assert_eq!(header(CONTENT_TYPE).unwrap(), content_type);
     if header(ALLOW).is_some() {
         assert_eq!(body, "");
     } else if content_type.starts_with("application/json") {
-        let value: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+        let value: Value =
+            serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
         match (route, answer.status) {
             (Some(_), StatusCode::OK) => {}
             (None, StatusCode::NOT_FOUND) => assert_documents_the_api(head, body, &value),
             (_, status) => {
                 assert!([400, 501].contains(&status.as_u16()), "{status}: {body}");
-                let title = value["errors"].as_object().and_then(|errors| errors.keys().next());
+                let title = value["errors"]
+                    .as_object()
+                    .and_then(|errors| errors.keys().next());
                 assert_eq!(title.map(String::as_str), status.canonical_reason());
             }
         }
@@ -68,20 +83,33 @@ pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
 }
 
 fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
-    let header = |name| head.headers.get(name).map(|value: &HeaderValue| value.as_bytes());
-    let scheme = if header("x-forwarded-proto") == Some(b"https") { "https" } else { "http" };
+    let header = |name| {
+        head.headers
+            .get(name)
+            .map(|value: &HeaderValue| value.as_bytes())
+    };
+    let scheme = if header("x-forwarded-proto") == Some(b"https") {
+        "https"
+    } else {
+        "http"
+    };
     let host = match (head.uri.authority(), header("host")) {
         (Some(authority), _) => authority.to_string(),
         (None, Some(host)) => String::from_utf8_lossy(host).into_owned(),
         (None, None) => "localhost:8000".to_owned(),
     };
     let example = format!("{scheme}://{host}/index");
-    assert_eq!(value["documentation"]["handlers"]["/index"]["GET"]["examples"], json!([example]));
+    assert_eq!(
+        value["documentation"]["handlers"]["/index"]["GET"]["examples"],
+        json!([example])
+    );
     // But for that, it is the same document for everyone.
-    let plain =
-        self::head(b"GET", b"/nope", &[(HOST, b"a")]).map(|head| api::answer(&APP, &head, LOCAL).1).unwrap();
-    let plain =
-        str::from_utf8(&plain.body).unwrap().replace(r#""http://a/index""#, &json!(example).to_string());
+    let plain = self::head(b"GET", b"/nope", &[(HOST, b"a")])
+        .map(|head| api::answer(&APP, &head, LOCAL).1)
+        .unwrap();
+    let plain = str::from_utf8(&plain.body)
+        .unwrap()
+        .replace(r#""http://a/index""#, &json!(example).to_string());
     assert_eq!(body, plain);
 }
 
@@ -90,7 +118,11 @@ pub fn normal_path(path: &str) {
     if let Some(normal) = api::normalize(path) {
         assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
         if !normal.contains('%') && !normal.ends_with('/') {
-            assert_eq!(api::normalize(&normal).as_deref(), Some(normal.as_str()), "{path:?}");
+            assert_eq!(
+                api::normalize(&normal).as_deref(),
+                Some(normal.as_str()),
+                "{path:?}"
+            );
         }
     }
 }
@@ -105,22 +137,38 @@ pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
         line
     };
     let line = access(false);
-    assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{line:?}");
+    assert!(
+        line.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+        "{line:?}"
+    );
     let [before, request, after] = line.split('"').collect::<Vec<_>>()[..] else {
         panic!("quotes in {line:?}")
     };
     assert!(before.ends_with("] ") && after.starts_with(' '), "{line:?}");
-    let [logged, escaped, version] = request.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
+    let [logged, escaped, version] = request.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{line:?}")
+    };
     assert_eq!(
         (logged, unescape(escaped).as_slice(), version),
-        (method, target.as_bytes(), format!("{:?}", head.version).as_str()),
+        (
+            method,
+            target.as_bytes(),
+            format!("{:?}", head.version).as_str()
+        ),
         "{line:?}"
     );
 
     let object = json_line(&access(true));
-    assert_eq!((&object["method"], &object["target"]), (&json!(method), &json!(target)));
+    assert_eq!(
+        (&object["method"], &object["target"]),
+        (&json!(method), &json!(target))
+    );
     assert_eq!(object["status"], answer.status.as_u16());
-    assert_eq!(object.as_object().map(serde_json::Map::len), Some(7), "{object}");
+    assert_eq!(
+        object.as_object().map(serde_json::Map::len),
+        Some(7),
+        "{object}"
+    );
 }
 
 /// A message of this service with whatever got into it.
@@ -160,15 +208,22 @@ pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
         Ok((_, config)) => assert_in_range(&config),
         Err(mistakes) => {
             assert!(!mistakes.is_empty());
-            let flags = arguments.iter().map(|argument| match argument.split_once('=') {
-                Some((name, _)) if name.starts_with('-') => name,
-                _ => argument,
-            });
-            let names: Vec<_> = flags.chain(variables.iter().map(|(name, _)| name.as_str())).collect();
+            let flags = arguments
+                .iter()
+                .map(|argument| match argument.split_once('=') {
+                    Some((name, _)) if name.starts_with('-') => name,
+                    _ => argument,
+                });
+            let names: Vec<_> = flags
+                .chain(variables.iter().map(|(name, _)| name.as_str()))
+                .collect();
             for line in mistakes {
                 assert!(!line.contains(char::is_control), "{line:?}");
                 let names_it = |name: &&str| line.starts_with(&format!("{} ", name.escape_debug()));
-                assert!(names.iter().any(names_it) && line.contains(": expected "), "{line:?}");
+                assert!(
+                    names.iter().any(names_it) && line.contains(": expected "),
+                    "{line:?}"
+                );
             }
         }
     }
@@ -178,17 +233,31 @@ fn assert_in_range(config: &Config) {
     let day = Duration::from_hours(24);
     let count = 1..=1_000_000;
     assert!(
-        count.contains(&config.max_connections) && config.workers.is_none_or(|n| count.contains(&n)),
+        count.contains(&config.max_connections)
+            && config.workers.is_none_or(|n| count.contains(&n)),
         "{config:?}"
     );
-    assert!(config.drain_delay <= day && config.drain_deadline <= day, "{config:?}");
-    for timeout in [config.idle_timeout, config.header_timeout, config.write_timeout] {
+    assert!(
+        config.drain_delay <= day && config.drain_deadline <= day,
+        "{config:?}"
+    );
+    for timeout in [
+        config.idle_timeout,
+        config.header_timeout,
+        config.write_timeout,
+    ] {
         assert!(timeout > Duration::ZERO && timeout <= day, "{config:?}");
     }
-    assert!((1..=64).contains(&config.release.chars().count()), "{config:?}");
+    assert!(
+        (1..=64).contains(&config.release.chars().count()),
+        "{config:?}"
+    );
     if let Some(host) = &config.host {
         let is_v6 = host.parse::<Ipv6Addr>().is_ok();
-        assert!(!host.is_empty() && (is_v6 || !host.contains(['[', ']', ':'])), "{config:?}");
+        assert!(
+            !host.is_empty() && (is_v6 || !host.contains(['[', ']', ':'])),
+            "{config:?}"
+        );
     }
 }
 
@@ -214,12 +283,18 @@ pub fn host_facts(root: &Path, texts: &[&str]) {
     assert!(!facts.to_string().contains(char::is_control), "{facts}");
     for limit in [facts.memory_limit, facts.processes].into_iter().flatten() {
         let mut words = texts.iter().flat_map(|text| text.split_whitespace());
-        assert!(words.any(|word| word.parse() == Ok(limit)), "{limit} was not read");
+        assert!(
+            words.any(|word| word.parse() == Ok(limit)),
+            "{limit} was not read"
+        );
     }
     if let Some((quota, period)) = texts.get(2).and_then(|text| text.trim().split_once(' '))
         && let (Ok(quota), Ok(period), Some(limit)) =
             (quota.parse::<u64>(), period.parse::<u64>(), facts.cpu_limit)
     {
-        assert_eq!(u128::from(limit), u128::from(quota) * 1000 / u128::from(period));
+        assert_eq!(
+            u128::from(limit),
+            u128::from(quota) * 1000 / u128::from(period)
+        );
     }
 }

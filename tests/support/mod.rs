@@ -37,7 +37,11 @@ pub fn shell(script: &str) -> Command {
 
 /// What the machine that runs the tests has set is not what they are about.
 fn clean(mut command: Command) -> Command {
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -72,7 +76,13 @@ impl Timber {
         let events = lines(child.stderr.take().expect("standard error is piped"));
         let requests = child.stdout.take().map(lines);
         let address = ([127, 0, 0, 1], 0).into();
-        let mut timber = Timber { child, address, start: Vec::new(), events, requests };
+        let mut timber = Timber {
+            child,
+            address,
+            start: Vec::new(),
+            events,
+            requests,
+        };
         loop {
             let line = timber.events.recv_timeout(SOON);
             let line = line.unwrap_or_else(|_| panic!("no address in {:#?}", timber.start));
@@ -117,19 +127,29 @@ impl Timber {
 
     /// The next line on standard output with this in it.
     pub fn request(&self, part: &str) -> String {
-        next_with(self.requests.as_ref().expect("standard output is piped"), part)
+        next_with(
+            self.requests.as_ref().expect("standard output is piped"),
+            part,
+        )
     }
 
     /// What else comes on standard output until it is closed.
     pub fn remaining_requests(&self) -> Vec<String> {
-        self.requests.as_ref().expect("standard output is piped").iter().collect()
+        self.requests
+            .as_ref()
+            .expect("standard output is piped")
+            .iter()
+            .collect()
     }
 
     /// The value of a metric without labels.
     pub fn metric(&self, name: &str) -> String {
         let page = self.get("/metrics").text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in {page}")).to_owned()
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {page}"))
+            .to_owned()
     }
 }
 
@@ -142,7 +162,9 @@ impl Drop for Timber {
 
 fn next_with(lines: &Receiver<String>, part: &str) -> String {
     loop {
-        let line = lines.recv_timeout(SOON).unwrap_or_else(|_| panic!("no line with {part:?}"));
+        let line = lines
+            .recv_timeout(SOON)
+            .unwrap_or_else(|_| panic!("no line with {part:?}"));
         if line.contains(part) {
             return line;
         }
@@ -152,7 +174,10 @@ fn next_with(lines: &Receiver<String>, part: &str) -> String {
 fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        BufReader::new(stream)
+            .lines()
+            .map_while(Result::ok)
+            .try_for_each(|l| sender.send(l))
     });
     receiver
 }
@@ -201,28 +226,51 @@ impl Answer {
             let mut byte = [0];
             match stream.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
-                end => return Err(format!("{end:?} after {:?}", String::from_utf8_lossy(&head))),
+                end => {
+                    return Err(format!(
+                        "{end:?} after {:?}",
+                        String::from_utf8_lossy(&head)
+                    ));
+                }
             }
         }
         let mut slots = [httparse::EMPTY_HEADER; 32];
         let mut parsed = httparse::Response::new(&mut slots);
         let is_whole = parsed.parse(&head).map(|parsed| parsed.is_complete());
         if is_whole != Ok(true) {
-            return Err(format!("{is_whole:?} of {:?}", String::from_utf8_lossy(&head)));
+            return Err(format!(
+                "{is_whole:?} of {:?}",
+                String::from_utf8_lossy(&head)
+            ));
         }
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let headers = parsed.headers.iter().map(|h| (h.name.to_ascii_lowercase(), text(h.value))).collect();
-        let mut answer = Answer { status: parsed.code.unwrap(), headers, body: Vec::new() };
+        let headers = parsed
+            .headers
+            .iter()
+            .map(|h| (h.name.to_ascii_lowercase(), text(h.value)))
+            .collect();
+        let mut answer = Answer {
+            status: parsed.code.unwrap(),
+            headers,
+            body: Vec::new(),
+        };
         if !has_no_body && answer.status >= 200 {
-            let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
+            let length = answer
+                .header("content-length")
+                .map_or(0, |length| length.parse().unwrap());
             answer.body.resize(length, 0);
-            stream.read_exact(&mut answer.body).map_err(|error| format!("{error} in the body"))?;
+            stream
+                .read_exact(&mut answer.body)
+                .map_err(|error| format!("{error} in the body"))?;
         }
         Ok(answer)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {

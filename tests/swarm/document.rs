@@ -28,8 +28,13 @@ const LOOKS: [&str; 6] = [
 ];
 
 /// They would speak with a cluster.
-const NEED_A_CLUSTER: [&str; 5] =
-    ["kubectl apply", "kubectl rollout", "kubectl port-forward", "kubectl set", "kubectl delete"];
+const NEED_A_CLUSTER: [&str; 5] = [
+    "kubectl apply",
+    "kubectl rollout",
+    "kubectl port-forward",
+    "kubectl set",
+    "kubectl delete",
+];
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -37,16 +42,25 @@ pub fn perform(mut engine: Engine) {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/cluster.md")).unwrap();
     let mut elsewhere: Vec<(String, JoinHandle<String>)> = Vec::new();
     let steps = steps(&text);
-    assert!(steps.len() > 15, "few commands are found in docs/cluster.md");
+    assert!(
+        steps.len() > 15,
+        "few commands are found in docs/cluster.md"
+    );
     for (command, shown) in steps {
-        if NEED_A_CLUSTER.iter().any(|start| command.starts_with(start)) {
+        if NEED_A_CLUSTER
+            .iter()
+            .any(|start| command.starts_with(start))
+        {
             assert_eq!(shown, "", "nobody has seen what this prints: {command}");
             continue;
         }
         println!("$ {command}");
         if command.starts_with("cargo workshop watch") {
             let line = command.clone();
-            elsewhere.push((shown, thread::spawn(move || shell(&format!("{line} 2>/dev/null")))));
+            elsewhere.push((
+                shown,
+                thread::spawn(move || shell(&format!("{line} 2>/dev/null"))),
+            ));
             thread::sleep(Duration::from_secs(3));
             continue;
         }
@@ -61,7 +75,10 @@ pub fn perform(mut engine: Engine) {
                 break;
             }
             let again = looks && Instant::now() < end;
-            assert!(again, "$ {command}\n{printed}\ndocs/cluster.md shows:\n{shown}");
+            assert!(
+                again,
+                "$ {command}\n{printed}\ndocs/cluster.md shows:\n{shown}"
+            );
             thread::sleep(Duration::from_millis(500));
         }
         if command.contains("docker stack deploy") {
@@ -71,11 +88,17 @@ pub fn perform(mut engine: Engine) {
             for (shown, watch) in elsewhere.drain(..) {
                 let printed = watch.join().unwrap();
                 println!("{printed}");
-                assert!(is_shown(&printed, &shown), "{printed}\ndocs/cluster.md shows:\n{shown}");
+                assert!(
+                    is_shown(&printed, &shown),
+                    "{printed}\ndocs/cluster.md shows:\n{shown}"
+                );
             }
         }
     }
-    assert!(elsewhere.is_empty(), "after a watch the document has to look at the end of the update");
+    assert!(
+        elsewhere.is_empty(),
+        "after a watch the document has to look at the end of the update"
+    );
 }
 
 /// Commands, each with what stands below it.
@@ -104,10 +127,17 @@ fn steps(text: &str) -> Vec<(String, String)> {
 /// Both of its outputs, as a terminal would show them.
 fn shell(line: &str) -> String {
     let mut command = Command::new("timeout");
-    command.args(["300", "bash", "-c", &format!("exec 2>&1; {line}")]).current_dir(ROOT).stdin(Stdio::null());
+    command
+        .args(["300", "bash", "-c", &format!("exec 2>&1; {line}")])
+        .current_dir(ROOT)
+        .stdin(Stdio::null());
     let Output { status, stdout, .. } = command.output().expect("bash is there");
     let printed = String::from_utf8(stdout).expect("the output is text");
-    if status.success() { printed } else { format!("{printed}({status})\n") }
+    if status.success() {
+        printed
+    } else {
+        format!("{printed}({status})\n")
+    }
 }
 
 fn is_shown(printed: &str, shown: &str) -> bool {
@@ -118,8 +148,14 @@ fn is_shown(printed: &str, shown: &str) -> bool {
         &shown,
         |shown| shown == "…",
         |printed, shown| {
-            let (printed, shown): (Vec<_>, Vec<_>) = (printed.chars().collect(), shown.chars().collect());
-            matches(&printed, &shown, |shown| *shown == '…', |printed, shown| printed == shown)
+            let (printed, shown): (Vec<_>, Vec<_>) =
+                (printed.chars().collect(), shown.chars().collect());
+            matches(
+                &printed,
+                &shown,
+                |shown| *shown == '…',
+                |printed, shown| printed == shown,
+            )
         },
     )
 }
@@ -144,7 +180,9 @@ fn normal(line: &str) -> String {
         let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
         let [has_digits, has_letters] =
             [char::is_numeric, char::is_alphabetic].map(|kind| word.contains(kind));
-        let is_id = word.len() >= 12 && has_digits && !word.contains(|c: char| c == '.' || c.is_uppercase());
+        let is_id = word.len() >= 12
+            && has_digits
+            && !word.contains(|c: char| c == '.' || c.is_uppercase());
         normal += match () {
             () if is_id => "ID",
             () if word.len() > 1 && has_digits && !has_letters => "#",
@@ -164,7 +202,11 @@ fn what_differs_by_nature_is_the_same() {
         ("timber-tutorial:1", "timber-tutorial:2", false),
         ("3/3", "2/3", false),
         ("kc8pr9oyvnfi timber.1", "na0byuaplkkc timber.1", true),
-        ("node (na70fggpi4vn2do21i3trhu1e)", "node (5mqnqz6ixcqhxgzkjbvmqx1yl)", true),
+        (
+            "node (na70fggpi4vn2do21i3trhu1e)",
+            "node (5mqnqz6ixcqhxgzkjbvmqx1yl)",
+            true,
+        ),
         ("from 0.0 to 8.1 s", "from 11.4 to 40.0 s", true),
         ("in 0.09 s", "in 12.5 s", true),
         ("one\ntwo\nthree", "one\n…", true),

@@ -17,7 +17,10 @@ mod docker;
 #[path = "../browser/chromium.rs"]
 mod chromium;
 mod document;
-#[allow(dead_code, reason = "a program by itself; here it is formatted and linted with the rest")]
+#[allow(
+    dead_code,
+    reason = "a program by itself; here it is formatted and linted with the rest"
+)]
 mod mesh;
 mod swarm;
 
@@ -31,7 +34,8 @@ use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_roll_out_loses_nothing() {
-    let rounds = env::var("TIMBER_ROLL_OUTS").map_or(1, |n| n.parse().expect("TIMBER_ROLL_OUTS is a number"));
+    let rounds = env::var("TIMBER_ROLL_OUTS")
+        .map_or(1, |n| n.parse().expect("TIMBER_ROLL_OUTS is a number"));
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
     for round in 1..=rounds {
@@ -57,7 +61,10 @@ fn the_page_shows_a_roll_out() {
     let mut browser = Browser::start();
     browser.open(PAGE);
     wait_for("answers of release 1", || {
-        browser.script("+answered.innerText").as_u64().filter(|answered| *answered >= 40)
+        browser
+            .script("+answered.innerText")
+            .as_u64()
+            .filter(|answered| *answered >= 40)
     });
     thread::scope(|scope| {
         scope.spawn(|| swarm.roll(&image_name(2), "completed"));
@@ -66,12 +73,21 @@ fn the_page_shows_a_roll_out() {
         });
         let shown = browser.script("+answered.innerText").as_u64().unwrap();
         wait_for("more answers", || {
-            browser.script("+answered.innerText").as_u64().filter(|answered| *answered > shown + 40)
+            browser
+                .script("+answered.innerText")
+                .as_u64()
+                .filter(|answered| *answered > shown + 40)
         });
         browser.picture("roll-out");
     });
-    wait_for("release 2", || (browser.script("document.title") == "timber, release 2").then_some(()));
-    assert_eq!(browser.script("failed.innerText + lost.innerText"), "00", "failed and lost");
+    wait_for("release 2", || {
+        (browser.script("document.title") == "timber, release 2").then_some(())
+    });
+    assert_eq!(
+        browser.script("failed.innerText + lost.innerText"),
+        "00",
+        "failed and lost"
+    );
     browser.assert_calm(PAGE, &[&format!("{PAGE}sample"), "data:,"]);
 }
 
@@ -98,9 +114,14 @@ fn a_release_that_never_gets_ready_is_rolled_back() {
     let broken = Image::new("never-ready");
     let dir = tempfile::tempdir().unwrap();
     // The service listens where no probe looks for it.
-    let dockerfile = "FROM timber-tutorial:2\nENV TIMBER_RELEASE=broken\nCMD [\"--bind\", \":9999\"]\n";
+    let dockerfile =
+        "FROM timber-tutorial:2\nENV TIMBER_RELEASE=broken\nCMD [\"--bind\", \":9999\"]\n";
     fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
-    run(&format!("docker build --quiet --label timber.test=true -t {} {}", broken.0, dir.path().display()));
+    run(&format!(
+        "docker build --quiet --label timber.test=true -t {} {}",
+        broken.0,
+        dir.path().display()
+    ));
 
     let watch = Watch::start();
     swarm.roll(&broken.0, "rollback_completed");
@@ -114,7 +135,10 @@ fn a_release_that_never_gets_ready_is_rolled_back() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_swarm_shuts_the_doors_that_it_has() {
-    let swarm = Swarm::deploy_files(&ready(2), "-c deploy/compose.yaml -c deploy/compose.pids.yaml");
+    let swarm = Swarm::deploy_files(
+        &ready(2),
+        "-c deploy/compose.yaml -c deploy/compose.pids.yaml",
+    );
     for task in swarm.tasks() {
         let (host, config) = (inspect(&task, "HostConfig"), inspect(&task, "Config"));
         assert_eq!(host["ReadonlyRootfs"], true);
@@ -123,16 +147,24 @@ fn a_swarm_shuts_the_doors_that_it_has() {
         assert_eq!(host["PidsLimit"], 32);
         assert_eq!(config["User"], "65532:65532");
     }
-    let service: Value = serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
+    let service: Value =
+        serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
     let spec = &service[0]["Spec"];
     // With `stop-first` nothing is lost either, but a third of the replicas is gone meanwhile.
     for (config, at_failure) in [("UpdateConfig", "rollback"), ("RollbackConfig", "pause")] {
         let config = &spec[config];
-        assert_eq!([&config["Order"], &config["FailureAction"]], ["start-first", at_failure], "{config}");
+        assert_eq!(
+            [&config["Order"], &config["FailureAction"]],
+            ["start-first", at_failure],
+            "{config}"
+        );
         assert_eq!(config["Parallelism"], 1);
     }
     let container = &spec["TaskTemplate"]["ContainerSpec"];
-    the_sum_holds(container["Env"].as_array().unwrap(), container["StopGracePeriod"].as_u64().unwrap());
+    the_sum_holds(
+        container["Env"].as_array().unwrap(),
+        container["StopGracePeriod"].as_u64().unwrap(),
+    );
 }
 
 #[test]
@@ -176,24 +208,41 @@ fn image_name(release: usize) -> String {
 /// All was asked that was due, and all was answered; and it was enough to notice.
 fn nothing_lost(summary: &Value) {
     let number = |value: &Value| value.as_f64().unwrap();
-    assert_eq!((&summary["lost"], &summary["unsent"]), (&json!(0), &json!(0)), "{summary:#}");
+    assert_eq!(
+        (&summary["lost"], &summary["unsent"]),
+        (&json!(0), &json!(0)),
+        "{summary:#}"
+    );
     for kind in ["new", "kept"] {
         let due = number(&summary["seconds"]) * 50.0; // watch's defaults
-        assert!(number(&summary[kind]["good"]) > due * 0.9, "{kind} connections: {summary:#}");
+        assert!(
+            number(&summary[kind]["good"]) > due * 0.9,
+            "{kind} connections: {summary:#}"
+        );
     }
 }
 
 fn counts(summary: &Value) -> String {
     let count = |kind: &str| {
         let counts = &summary[kind];
-        format!("{} asked on {kind} connections, {} lost", counts["asked"], counts["lost"])
+        format!(
+            "{} asked on {kind} connections, {} lost",
+            counts["asked"], counts["lost"]
+        )
     };
-    format!("{} s, {}; {}", summary["seconds"], count("new"), count("kept"))
+    format!(
+        "{} s, {}; {}",
+        summary["seconds"],
+        count("new"),
+        count("kept")
+    )
 }
 
 fn releases(summary: &Value) -> Vec<&str> {
     let answers = summary["answers"].as_array().unwrap().iter();
-    let mut releases: Vec<_> = answers.map(|answer| answer["release"].as_str().unwrap()).collect();
+    let mut releases: Vec<_> = answers
+        .map(|answer| answer["release"].as_str().unwrap())
+        .collect();
     releases.sort_unstable();
     releases.dedup();
     releases
@@ -201,12 +250,20 @@ fn releases(summary: &Value) -> Vec<&str> {
 
 /// Delay, deadline and a margin are over before the engine kills, by the settings as the service takes them.
 fn the_sum_holds(variables: &[Value], grace: u64) {
-    let variables = variables.iter().map(|variable| variable.as_str().unwrap().split_once('=').unwrap());
-    let variables: Vec<_> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let variables = variables
+        .iter()
+        .map(|variable| variable.as_str().unwrap().split_once('=').unwrap());
+    let variables: Vec<_> = variables
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     let (_, settings) = timber::config::parse(&[], &variables).unwrap();
     let stop = settings.drain_delay + settings.drain_deadline + Duration::from_secs(2);
     assert!(stop < Duration::from_nanos(grace), "{stop:?}");
-    assert!(settings.drain_delay >= Duration::from_secs(3), "{:?}", settings.drain_delay);
+    assert!(
+        settings.drain_delay >= Duration::from_secs(3),
+        "{:?}",
+        settings.drain_delay
+    );
 }
 
 /// What docker-compose started, ended when dropped.

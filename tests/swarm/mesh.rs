@@ -10,7 +10,10 @@ use std::{
 };
 
 fn main() -> io::Result<()> {
-    let [_, listen, target] = env::args().collect::<Vec<_>>().try_into().expect("mesh LISTEN TARGET");
+    let [_, listen, target] = env::args()
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("mesh LISTEN TARGET");
     for (number, client) in TcpListener::bind(listen)?.incoming().enumerate() {
         let (client, target) = (client?, target.clone());
         thread::spawn(move || lead(client, &target, number));

@@ -40,19 +40,28 @@ static WATCH: LazyLock<PathBuf> = LazyLock::new(|| {
 
 static MESH: LazyLock<PathBuf> = LazyLock::new(|| {
     let mesh = concat!(env!("CARGO_TARGET_TMPDIR"), "/mesh");
-    run(&format!("rustc --edition 2024 -O tests/swarm/mesh.rs -o {mesh}"));
+    run(&format!(
+        "rustc --edition 2024 -O tests/swarm/mesh.rs -o {mesh}"
+    ));
     mesh.into()
 });
 
 /// Where cargo puts what it builds, by the place of this test's own service.
 fn target() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_timber")).parent().unwrap().parent().unwrap()
+    Path::new(env!("CARGO_BIN_EXE_timber"))
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
 }
 
 /// The name of an image that is there.
 pub fn ready(release: usize) -> String {
     let name = format!("timber-tutorial:{release}");
-    if !output(&mut command(&format!("docker image inspect {name}"))).status.success() {
+    if !output(&mut command(&format!("docker image inspect {name}")))
+        .status
+        .success()
+    {
         image(release);
     }
     name
@@ -65,7 +74,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         let services = || docker(&format!("service ps --no-trunc {SERVICE}"));
-        assert!(Instant::now() < deadline, "{what} does not come within {PATIENCE:?}:\n{}", services());
+        assert!(
+            Instant::now() < deadline,
+            "{what} does not come within {PATIENCE:?}:\n{}",
+            services()
+        );
         thread::sleep(Duration::from_millis(200));
     }
 }
@@ -81,10 +94,19 @@ impl Engine {
     pub fn claim() -> Self {
         let alone = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
         let state = docker("info --format {{.Swarm.LocalNodeState}}");
-        assert_eq!(state.trim(), "inactive", "this test needs an engine that is in no swarm yet");
-        let bridge_was_there =
-            docker("network ls --format {{.Name}}").lines().any(|name| name == "docker_gwbridge");
-        Engine { bridge_was_there, mesh: None, _alone: alone }
+        assert_eq!(
+            state.trim(),
+            "inactive",
+            "this test needs an engine that is in no swarm yet"
+        );
+        let bridge_was_there = docker("network ls --format {{.Name}}")
+            .lines()
+            .any(|name| name == "docker_gwbridge");
+        Engine {
+            bridge_was_there,
+            mesh: None,
+            _alone: alone,
+        }
     }
 
     /// To be called when the service is in the swarm, so that it is reached at its port in any case.
@@ -93,20 +115,28 @@ impl Engine {
         if self.mesh.is_some() || Path::new("/proc/net/ip_vs").exists() {
             return;
         }
-        println!("no IPVS in this kernel, hence no routing mesh: tests/swarm/mesh.rs takes its place");
+        println!(
+            "no IPVS in this kernel, hence no routing mesh: tests/swarm/mesh.rs takes its place"
+        );
         let mount = format!("--mount type=bind,src={},dst=/mesh", MESH.display());
         let network = "--network timber_default --publish mode=host,target=8080";
-        let image = format!("--no-resolve-image --no-healthcheck --entrypoint /mesh {}", ready(1));
+        let image = format!(
+            "--no-resolve-image --no-healthcheck --entrypoint /mesh {}",
+            ready(1)
+        );
         docker(&format!(
             "service create --detach --name timber-mesh {network} {mount} {image} [::]:8080 tasks.timber:8080"
         ));
         let port = wait_for("the port of the mesh", || {
-            let task = docker("ps --quiet --filter label=com.docker.swarm.service.name=timber-mesh");
+            let task =
+                docker("ps --quiet --filter label=com.docker.swarm.service.name=timber-mesh");
             let ports = output(&mut command(&format!("docker port {} 8080", task.trim()))).stdout;
             let ports = String::from_utf8(ports).unwrap();
             ports.lines().next()?.rsplit(':').next().map(str::to_owned)
         });
-        let mesh = Command::new(&*MESH).args([ADDRESS, &format!("127.0.0.1:{port}")]).spawn();
+        let mesh = Command::new(&*MESH)
+            .args([ADDRESS, &format!("127.0.0.1:{port}")])
+            .spawn();
         self.mesh = Some(mesh.expect("the stand-in for the mesh starts"));
     }
 
@@ -127,9 +157,14 @@ impl Drop for Engine {
         // Tasks that are still there when the swarm is left would hold their networks.
         let end = Instant::now() + Duration::from_mins(1);
         for service in ["timber_timber", "timber-mesh"] {
-            let left =
-                format!("docker ps --all --quiet --filter label=com.docker.swarm.service.name={service}");
-            let is_left = || command(&left).output().is_ok_and(|output| !output.stdout.is_empty());
+            let left = format!(
+                "docker ps --all --quiet --filter label=com.docker.swarm.service.name={service}"
+            );
+            let is_left = || {
+                command(&left)
+                    .output()
+                    .is_ok_and(|output| !output.stdout.is_empty())
+            };
             while is_left() && Instant::now() < end {
                 thread::sleep(Duration::from_millis(200));
             }
@@ -152,23 +187,34 @@ impl Swarm {
     }
 
     pub fn deploy_files(image: &str, files: &str) -> Self {
-        let mut swarm = Swarm { engine: Engine::claim() };
+        let mut swarm = Swarm {
+            engine: Engine::claim(),
+        };
         docker("swarm init --advertise-addr 127.0.0.1");
         stack(image, files);
-        wait_for("the service", || (swarm.tasks().len() == 3 && replicas() == "3/3").then_some(()));
+        wait_for("the service", || {
+            (swarm.tasks().len() == 3 && replicas() == "3/3").then_some(())
+        });
         swarm.engine.need_mesh();
         wait_for("an answer", || {
             let mut stream = std::net::TcpStream::connect(ADDRESS).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
             std::panic::catch_unwind(move || ask(&mut stream, get("/index"))).ok()
         });
         swarm
     }
 
     /// Containers of the service, those too that are on their way out.
-    #[allow(clippy::unused_self, reason = "there are tasks only while there is a swarm")]
+    #[allow(
+        clippy::unused_self,
+        reason = "there are tasks only while there is a swarm"
+    )]
     pub fn tasks(&self) -> Vec<String> {
-        let tasks = docker(&format!("ps --quiet --filter label=com.docker.swarm.service.name={SERVICE}"));
+        let tasks = docker(&format!(
+            "ps --quiet --filter label=com.docker.swarm.service.name={SERVICE}"
+        ));
         tasks.lines().map(str::to_owned).collect()
     }
 
@@ -178,10 +224,18 @@ impl Swarm {
         stack(image, "-c deploy/compose.yaml");
         let end = wait_for("the end of the roll-out", || {
             let update = update();
-            let going_on = ["updating", "rollback_started"].map(Value::from).contains(&update["State"]);
-            (update["StartedAt"] != earlier && update["State"].is_string() && !going_on).then_some(update)
+            let going_on = ["updating", "rollback_started"]
+                .map(Value::from)
+                .contains(&update["State"]);
+            (update["StartedAt"] != earlier && update["State"].is_string() && !going_on)
+                .then_some(update)
         });
-        assert_eq!(end["State"], state, "{end}\n{}", docker(&format!("service ps --no-trunc {SERVICE}")));
+        assert_eq!(
+            end["State"],
+            state,
+            "{end}\n{}",
+            docker(&format!("service ps --no-trunc {SERVICE}"))
+        );
         self.settle(3);
     }
 
@@ -191,7 +245,9 @@ impl Swarm {
     }
 
     fn settle(&self, replicas: usize) {
-        wait_for("the end of the old tasks", || (self.tasks().len() == replicas).then_some(()));
+        wait_for("the end of the old tasks", || {
+            (self.tasks().len() == replicas).then_some(())
+        });
         thread::sleep(AFTERMATH);
     }
 
@@ -207,11 +263,19 @@ impl Swarm {
 fn stack(image: &str, files: &str) {
     let line = format!("docker stack deploy --resolve-image never {files} timber");
     let output = output(command(&line).env("IMAGE", image));
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn replicas() -> String {
-    docker(&format!("service ls --filter name={SERVICE} --format {{{{.Replicas}}}}")).trim().to_owned()
+    docker(&format!(
+        "service ls --filter name={SERVICE} --format {{{{.Replicas}}}}"
+    ))
+    .trim()
+    .to_owned()
 }
 
 fn update() -> Value {
@@ -227,8 +291,14 @@ impl Watch {
     /// Begins before whatever it is to watch.
     pub fn start() -> Self {
         let mut watch = Command::new(&*WATCH);
-        watch.args(["watch", &format!("http://{ADDRESS}"), "--format", "json"]).current_dir(ROOT);
-        let child = watch.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        watch
+            .args(["watch", &format!("http://{ADDRESS}"), "--format", "json"])
+            .current_dir(ROOT);
+        let child = watch
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
         let watch = Watch(child.expect("the watch starts"));
         thread::sleep(Duration::from_secs(2));
         watch
@@ -238,7 +308,12 @@ impl Watch {
     pub fn end(mut self) -> Value {
         kill_process(Pid::from_child(&self.0), Signal::TERM).expect("the watch still runs");
         let mut summary = String::new();
-        self.0.stdout.take().unwrap().read_to_string(&mut summary).unwrap();
+        self.0
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut summary)
+            .unwrap();
         serde_json::from_str(&summary).expect("the summary is JSON")
     }
 }

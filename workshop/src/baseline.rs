@@ -16,8 +16,16 @@ pub fn legend(baseline: &Results) -> String {
 
 /// The same image in an earlier file: by name, else by label.
 pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image> {
-    let by_name = baseline.images.iter().find(|other| other.name == image.name);
-    by_name.or_else(|| baseline.images.iter().find(|other| other.label == image.label))
+    let by_name = baseline
+        .images
+        .iter()
+        .find(|other| other.name == image.name);
+    by_name.or_else(|| {
+        baseline
+            .images
+            .iter()
+            .find(|other| other.label == image.label)
+    })
 }
 
 /// `+0.1 %`, or `≈` where the ranges overlap; none where one of the two has no number.
@@ -27,7 +35,10 @@ pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
     let (new, old) = (now.value()?, before.value()?);
     let ((lowest, highest), (old_lowest, old_highest)) = (now.plausible()?, before.plausible()?);
     Some(
-        if lowest <= old_highest && old_lowest <= highest && (lowest < highest || old_lowest < old_highest) {
+        if lowest <= old_highest
+            && old_lowest <= highest
+            && (lowest < highest || old_lowest < old_highest)
+        {
             "≈".to_owned()
         } else if new.total_cmp(&old).is_eq() {
             "±0".to_owned()
@@ -62,7 +73,8 @@ mod tests {
         let change_of = |old: &[f64], new: &[f64]| {
             let image = |samples: &[f64]| {
                 let mut image = example().images.remove(0);
-                image.start.create_to_answer = Figure::Value(Spread::new(samples.to_vec()).unwrap());
+                image.start.create_to_answer =
+                    Figure::Value(Spread::new(samples.to_vec()).unwrap());
                 image
             };
             let now = (row.of)(&image(new));
@@ -70,8 +82,14 @@ mod tests {
         };
         assert_eq!(change_of(&[0.30, 0.35, 0.40], &[0.39, 0.45, 0.50]), "≈");
         assert_eq!(change_of(&[0.30, 0.35, 0.40], &[0.40, 0.45, 0.50]), "≈");
-        assert_eq!(change_of(&[0.30, 0.40, 0.41], &[0.48, 0.50, 0.51]), "+25.0 %");
-        assert_eq!(change_of(&[0.48, 0.50, 0.51], &[0.30, 0.40, 0.41]), "-20.0 %");
+        assert_eq!(
+            change_of(&[0.30, 0.40, 0.41], &[0.48, 0.50, 0.51]),
+            "+25.0 %"
+        );
+        assert_eq!(
+            change_of(&[0.48, 0.50, 0.51], &[0.30, 0.40, 0.41]),
+            "-20.0 %"
+        );
         // Measured once.
         assert_eq!(change_of(&[0.3], &[0.55]), "≈");
         assert_eq!(change_of(&[0.3], &[0.75]), "+150 %");

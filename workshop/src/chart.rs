@@ -79,7 +79,9 @@ pub struct Mark {
 
 /// Charts of those figures that at least one image has.
 pub fn charts(results: &Results, titled: &[Titled]) -> Vec<Chart> {
-    let rows = titled.iter().filter_map(|(key, title)| Some((row_of(key)?, *title)));
+    let rows = titled
+        .iter()
+        .filter_map(|(key, title)| Some((row_of(key)?, *title)));
     rows.map(|(row, title)| chart(results, row, title))
         .filter(|chart| chart.bars.iter().any(|bar| bar.reason.is_none()))
         .collect()
@@ -91,17 +93,38 @@ pub fn ink(index: usize) -> usize {
 
 fn chart(results: &Results, row: &'static Row, title: &'static str) -> Chart {
     let figures: Vec<_> = results.images.iter().map(row.of).collect();
-    let extents: Vec<_> =
-        figures.iter().filter_map(|figure| figure.value().and_then(Reading::extent)).collect();
+    let extents: Vec<_> = figures
+        .iter()
+        .filter_map(|figure| figure.value().and_then(Reading::extent))
+        .collect();
     let longest = extents.iter().map(|extent| extent.1).fold(0.0, f64::max);
-    let scale = Scale::new(longest, extents.iter().map(|extent| extent.0).filter(|lowest| *lowest > 0.0));
-    let bars = results.images.iter().zip(figures).enumerate().map(|(index, (image, figure))| {
-        let label = image.label.clone();
-        match figure {
-            Figure::NotAvailable(reason) => Bar { label, ink: ink(index), ..Bar::missing(reason) },
-            Figure::Value(reading) => Bar { label, ink: ink(index), ..Bar::new(row, &reading, &scale) },
-        }
-    });
+    let scale = Scale::new(
+        longest,
+        extents
+            .iter()
+            .map(|extent| extent.0)
+            .filter(|lowest| *lowest > 0.0),
+    );
+    let bars = results
+        .images
+        .iter()
+        .zip(figures)
+        .enumerate()
+        .map(|(index, (image, figure))| {
+            let label = image.label.clone();
+            match figure {
+                Figure::NotAvailable(reason) => Bar {
+                    label,
+                    ink: ink(index),
+                    ..Bar::missing(reason)
+                },
+                Figure::Value(reading) => Bar {
+                    label,
+                    ink: ink(index),
+                    ..Bar::new(row, &reading, &scale)
+                },
+            }
+        });
     Chart {
         key: row.key,
         title,
@@ -133,7 +156,10 @@ impl Bar {
         let (written, detail) = figure.split_once(" (").unwrap_or((&figure, ""));
         let linear = scale.linear(value);
         let whisker = match reading {
-            Reading::Number { range: Range::Between(lowest, highest), .. } => Some(Whisker {
+            Reading::Number {
+                range: Range::Between(lowest, highest),
+                ..
+            } => Some(Whisker {
                 linear: [*lowest, *highest].map(|end| scale.linear(end)),
                 log: [*lowest, *highest].map(|end| scale.log(end)),
             }),
@@ -143,7 +169,11 @@ impl Bar {
             label: String::new(),
             ink: 0,
             value: written.to_owned(),
-            detail: if detail.is_empty() { String::new() } else { format!("({detail}") },
+            detail: if detail.is_empty() {
+                String::new()
+            } else {
+                format!("({detail}")
+            },
             reason: None,
             linear,
             log: scale.log(value),
@@ -176,7 +206,15 @@ impl Scale {
         // Below the shortest bar, so that it has a length; above the longest.
         let low = (shortest / 1.5).log10().floor();
         let high = longest.log10().ceil().max(low + 1.0);
-        if longest > 0.0 { Scale { longest, low, high } } else { Scale { longest: 1.0, low: 0.0, high: 1.0 } }
+        if longest > 0.0 {
+            Scale { longest, low, high }
+        } else {
+            Scale {
+                longest: 1.0,
+                low: 0.0,
+                high: 1.0,
+            }
+        }
     }
 
     fn linear(&self, value: f64) -> f64 {
@@ -195,13 +233,21 @@ impl Scale {
     /// Two to four, at round numbers.
     fn linear_marks(&self, unit: Unit) -> Vec<Mark> {
         let power = 10_f64.powf(self.longest.log10().floor());
-        let step =
-            [0.25, 0.5, 1.0, 2.5].map(|part| part * power).into_iter().find(|step| self.longest / step < 4.0);
+        let step = [0.25, 0.5, 1.0, 2.5]
+            .map(|part| part * power)
+            .into_iter()
+            .find(|step| self.longest / step < 4.0);
         let step = step.unwrap_or(power * 5.0);
-        let mut marks = vec![Mark { at: 0.0, text: "0".to_owned() }];
+        let mut marks = vec![Mark {
+            at: 0.0,
+            text: "0".to_owned(),
+        }];
         let mut value = step;
         while value <= self.longest {
-            marks.push(Mark { at: self.linear(value), text: unit.write_mark(value) });
+            marks.push(Mark {
+                at: self.linear(value),
+                text: unit.write_mark(value),
+            });
             value += step;
         }
         marks
@@ -214,7 +260,10 @@ impl Scale {
         let mut exponent = self.low;
         while exponent <= self.high {
             let value = 10_f64.powf(exponent);
-            marks.push(Mark { at: self.log(value), text: unit.write_mark(value) });
+            marks.push(Mark {
+                at: self.log(value),
+                text: unit.write_mark(value),
+            });
             exponent += every;
         }
         marks
@@ -243,7 +292,10 @@ mod tests {
         assert_eq!(pull.bars[0].part, None);
         // From 100 kB to 1 GB: of these four powers of ten, log10(421,337) - 5 = 0.6246.
         assert_eq!(
-            pull.log.iter().map(|mark| mark.text.as_str()).collect::<Vec<_>>(),
+            pull.log
+                .iter()
+                .map(|mark| mark.text.as_str())
+                .collect::<Vec<_>>(),
             ["100 kB", "10 MB", "1 GB"]
         );
         assert!((pull.bars[2].log - 15.6157).abs() < 1e-9);
@@ -260,16 +312,27 @@ mod tests {
 
     #[test]
     fn every_chart_is_of_a_figure() {
-        assert!(PAGE.iter().chain(&SLIDE).all(|(key, _)| row_of(key).is_some()));
+        assert!(
+            PAGE.iter()
+                .chain(&SLIDE)
+                .all(|(key, _)| row_of(key).is_some())
+        );
     }
 
     #[test]
     fn marks_are_at_round_numbers() {
         let texts = |longest: f64, unit| {
             let scale = Scale::new(longest, std::iter::once(longest / 3.0));
-            scale.linear_marks(unit).into_iter().map(|mark| mark.text).collect::<Vec<_>>()
+            scale
+                .linear_marks(unit)
+                .into_iter()
+                .map(|mark| mark.text)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(texts(997.5e6, Unit::Bytes), ["0", "250 MB", "500 MB", "750 MB"]);
+        assert_eq!(
+            texts(997.5e6, Unit::Bytes),
+            ["0", "250 MB", "500 MB", "750 MB"]
+        );
         assert_eq!(texts(1.4, Unit::Seconds), ["0", "0.500 s", "1 s"]);
         assert_eq!(texts(1000.0, Unit::Count), ["0", "500", "1,000"]);
         // Nothing at all is no reason to divide by it.

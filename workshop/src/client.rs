@@ -37,7 +37,10 @@ pub struct Load {
 
 impl Service {
     pub fn new(port: u16, path: &str) -> Self {
-        Service { address: (Ipv4Addr::LOCALHOST, port).into(), path: path.to_owned() }
+        Service {
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            path: path.to_owned(),
+        }
     }
 
     /// Asks until the answer has status 200, each time on a new connection. `seen` keeps what came last.
@@ -60,14 +63,17 @@ impl Service {
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(sender)
     }
 
     /// To the end of the answer's body.
     async fn ask(&self, sender: &mut SendRequest<Empty<Bytes>>) -> Result<StatusCode> {
-        let request = Request::get(&self.path).header(HOST, self.address.to_string()).body(Empty::new())?;
+        let request = Request::get(&self.path)
+            .header(HOST, self.address.to_string())
+            .body(Empty::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let mut body = response.into_body();
@@ -92,7 +98,12 @@ impl Service {
             latencies.add(histogram)?;
             errors += count;
         }
-        Ok(Load { elapsed: begin.elapsed(), latencies, errors, cpu_seconds: cpu_seconds() - cpu })
+        Ok(Load {
+            elapsed: begin.elapsed(),
+            latencies,
+            errors,
+            cpu_seconds: cpu_seconds() - cpu,
+        })
     }
 
     async fn ask_again_and_again(&self, end: Instant) -> (Histogram<u64>, u64) {
@@ -117,7 +128,8 @@ impl Service {
                     kept = sender;
                 }
                 // The server had closed the connection before any of the request was sent: nothing is lost.
-                Ok(Err(error)) if is_kept && error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {}
+                Ok(Err(error))
+                    if is_kept && error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {}
                 _ => {
                     errors += 1;
                     // A server that refuses everything is not to be asked a million times.
@@ -137,5 +149,9 @@ fn histogram() -> Histogram<u64> {
 /// Processor time that this process has used, all threads together.
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.try_into().unwrap_or_default()).as_secs_f64()
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.try_into().unwrap_or_default(),
+    )
+    .as_secs_f64()
 }

@@ -57,12 +57,17 @@ pub struct Arguments {
 /// When nothing can be measured: no engine, no image.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let subjects = if arguments.images.is_empty() {
-        ladder::LADDER.iter().map(|rung| rung.image.parse()).collect::<Result<_>>()?
+        ladder::LADDER
+            .iter()
+            .map(|rung| rung.image.parse())
+            .collect::<Result<_>>()?
     } else {
         arguments.images.clone()
     };
-    let names: Vec<_> =
-        subjects.iter().map(|subject| (subject.name.as_str(), subject.label.as_str())).collect();
+    let names: Vec<_> = subjects
+        .iter()
+        .map(|subject| (subject.name.as_str(), subject.label.as_str()))
+        .collect();
     arguments.output.check(&names)?;
     let engine = Engine::connect().await?;
     let abandoned = engine.clear_abandoned().await?;
@@ -80,12 +85,20 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(code)
 }
 
-async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>) -> Result<Results> {
+async fn measure(
+    engine: &Engine,
+    arguments: &Arguments,
+    subjects: Vec<Subject>,
+) -> Result<Results> {
     let begun = Timestamp::now();
     if arguments.images.is_empty() {
         ladder::build_missing(&engine.docker, arguments.rebuild).await?;
     }
-    let mut comparison = Comparison { engine, arguments, rows: Vec::new() };
+    let mut comparison = Comparison {
+        engine,
+        arguments,
+        rows: Vec::new(),
+    };
     for subject in subjects {
         comparison.add(subject).await;
     }
@@ -103,7 +116,10 @@ async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>)
         let note = format!(
             "{others} other containers ran on this engine: times suffer by that, and memory is too low where they have it in common"
         );
-        comparison.rows.iter_mut().for_each(|row| row.image.notes.push(note.clone()));
+        comparison
+            .rows
+            .iter_mut()
+            .for_each(|row| row.image.notes.push(note.clone()));
     }
     Ok(Results {
         format: crate::results::FORMAT,
@@ -123,10 +139,20 @@ async fn measure(engine: &Engine, arguments: &Arguments, subjects: Vec<Subject>)
 /// What was typed, as it would have to be typed again.
 fn command_line() -> String {
     let arguments = std::env::args().skip(1).map(|argument| {
-        let plain = argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=:/.,+@".contains(c));
-        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
+        let plain = argument
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_=:/.,+@".contains(c));
+        if plain {
+            argument
+        } else {
+            format!("'{}'", argument.replace('\'', r"'\''"))
+        }
     });
-    ["cargo".to_owned(), "workshop".to_owned()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+    ["cargo".to_owned(), "workshop".to_owned()]
+        .into_iter()
+        .chain(arguments)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 struct Comparison<'a> {
@@ -144,7 +170,12 @@ struct Row {
 impl Row {
     fn trial<'a>(&'a self, engine: &'a Engine, arguments: &Arguments) -> Trial<'a> {
         let patience = Duration::from_secs(arguments.ready.into());
-        Trial { engine, subject: &self.subject, port: self.port, patience }
+        Trial {
+            engine,
+            subject: &self.subject,
+            port: self.port,
+            patience,
+        }
     }
 }
 
@@ -159,41 +190,64 @@ impl Comparison<'_> {
                     Err(error) => image.failure = Some(format!("{error:#}")),
                 }
                 image.notes.extend(ladder::notes(&subject.name, &found));
-                let user = found.config.as_ref().and_then(|config| config.user.clone()).unwrap_or_default();
-                image.size.user = Figure::Value(if user.is_empty() { "root".to_owned() } else { user });
+                let user = found
+                    .config
+                    .as_ref()
+                    .and_then(|config| config.user.clone())
+                    .unwrap_or_default();
+                image.size.user = Figure::Value(if user.is_empty() {
+                    "root".to_owned()
+                } else {
+                    user
+                });
                 let bytes = found.size.and_then(|size| size.try_into().ok());
                 image.size.engine_bytes = Figure::from(bytes.context("the engine tells no size"));
                 image.id = found.id.unwrap_or_default();
             }
             Err(error) => image.failure = Some(format!("{error:#}")),
         }
-        self.rows.push(Row { subject, port, image });
+        self.rows.push(Row {
+            subject,
+            port,
+            image,
+        });
     }
 
     /// An image that does not start has a size nevertheless.
     async fn sizes(&mut self) {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
         // Each byte is saved, and then read.
-        let bytes: u64 = present().filter_map(|row| row.image.size.engine_bytes.value()).sum();
+        let bytes: u64 = present()
+            .filter_map(|row| row.image.size.engine_bytes.value())
+            .sum();
         let bar = progress::bar("sizes", bytes * 2, "{percent} %");
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
             progress::say(&bar, &row.subject.label);
             let contents = contents(self.engine, &row.subject.name, &bar).await;
-            row.image.size.fill(contents.map_err(|error| format!("{error:#}")));
+            row.image
+                .size
+                .fill(contents.map_err(|error| format!("{error:#}")));
         }
     }
 
     async fn starts(&mut self) {
         let runs = self.arguments.runs;
-        let bar =
-            progress::bar("starts and stops", u64::from(runs) * self.rows.len() as u64, "{pos} of {len}");
+        let bar = progress::bar(
+            "starts and stops",
+            u64::from(runs) * self.rows.len() as u64,
+            "{pos} of {len}",
+        );
         let mut samples: Vec<Vec<Run>> = self.rows.iter().map(|_| Vec::new()).collect();
         // One of each in turn: what makes the machine slow for a while makes it slow for all.
         for _ in 0..runs {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
                 progress::say(&bar, &row.subject.label);
                 if row.image.failure.is_none() {
-                    match row.trial(self.engine, self.arguments).start_and_stop().await {
+                    match row
+                        .trial(self.engine, self.arguments)
+                        .start_and_stop()
+                        .await
+                    {
                         Ok(run) => samples.push(run),
                         Err(error) => row.image.failure = Some(format!("{error:#}")),
                     }
@@ -208,7 +262,11 @@ impl Comparison<'_> {
 
     async fn work(&mut self) {
         let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
-        let bar = progress::bar("memory and load", each * self.rows.len() as u64, "{pos} of {len} s");
+        let bar = progress::bar(
+            "memory and load",
+            each * self.rows.len() as u64,
+            "{pos} of {len} s",
+        );
         for (row, end) in self.rows.iter_mut().zip(1..) {
             progress::say(&bar, &row.subject.label);
             if row.image.failure.is_none() {
@@ -255,7 +313,8 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<con
 impl Image {
     fn fill_starts(&mut self, runs: &[Run]) {
         let Some(last) = runs.last() else { return };
-        let spread = |of: fn(&Run) -> f64| Spread::new(runs.iter().map(of).collect()).expect("there is one");
+        let spread =
+            |of: fn(&Run) -> f64| Spread::new(runs.iter().map(of).collect()).expect("there is one");
         self.start.create_to_answer = Figure::Value(spread(|run| run.create_to_answer));
         self.stop.seconds = Figure::Value(spread(|run| run.stop));
         self.stop.exit_code = Figure::Value(last.exit_code);
@@ -272,7 +331,8 @@ impl Image {
         };
         let codes: Vec<_> = runs.iter().map(|run| run.exit_code).collect();
         if codes.iter().any(|code| *code != last.exit_code) {
-            self.notes.push(format!("the exit codes of its stops differ: {codes:?}"));
+            self.notes
+                .push(format!("the exit codes of its stops differ: {codes:?}"));
         }
     }
 }

@@ -52,7 +52,9 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
         let mut entry = entry.context("not a tar archive")?;
         let name = name_of(&entry)?;
         // The older layout refers from one layer to an equal one by a symbolic link: ../ID/layer.tar.
-        let link = entry.link_name()?.map(|to| to.to_string_lossy().trim_start_matches("../").to_owned());
+        let link = entry
+            .link_name()?
+            .map(|to| to.to_string_lossy().trim_start_matches("../").to_owned());
         if name == "manifest.json" {
             let manifests: Vec<Manifest> = serde_json::from_reader(&mut entry)?;
             manifest = manifests.into_iter().next();
@@ -64,8 +66,11 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
     let mut tree = Tree::default();
     let (layers, mut compressed_bytes) = (manifest.layers.len() as u64, 0);
     for layer in manifest.layers {
-        let find =
-            |name: &str| files.get(name).with_context(|| format!("layer {name} is not in the archive"));
+        let find = |name: &str| {
+            files
+                .get(name)
+                .with_context(|| format!("layer {name} is not in the archive"))
+        };
         let mut found = find(&layer)?;
         if let Some(link) = &found.2 {
             found = find(link)?;
@@ -89,7 +94,10 @@ fn read_layer(
     let mut magic = [0; 4];
     file.read_exact(&mut magic)?;
     file.seek(SeekFrom::Start(position))?;
-    let raw = Watched { inner: BufReader::with_capacity(1 << 18, file).take(size), progress };
+    let raw = Watched {
+        inner: BufReader::with_capacity(1 << 18, file).take(size),
+        progress,
+    };
     match magic {
         _ if size < 4 => bail!("it has {size} bytes"),
         [0x1f, 0x8b, ..] => {
@@ -98,7 +106,10 @@ fn read_layer(
         }
         [0x28, 0xb5, 0x2f, 0xfd] => bail!("it is compressed with zstd, which is not read here"),
         _ => {
-            let mut through = Tee { inner: raw, gzip: GzEncoder::new(Counter(0), Compression::default()) };
+            let mut through = Tee {
+                inner: raw,
+                gzip: GzEncoder::new(Counter(0), Compression::default()),
+            };
             tree.lay_over(&mut through)?;
             // What the tar reader left, its padding, belongs to what is moved.
             io::copy(&mut through, &mut io::sink())?;
@@ -185,9 +196,14 @@ mod tests {
 
     fn image(layers: &[Vec<u8>]) -> Result<Contents, String> {
         let mut tar = Builder::new(Vec::new());
-        let names: Vec<_> = (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
+        let names: Vec<_> = (0..layers.len())
+            .map(|number| format!("{number}/layer.tar"))
+            .collect();
         let manifest = serde_json::json!([{"Config": "x.json", "Layers": names}]).to_string();
-        let files = names.iter().map(String::as_str).zip(layers.iter().map(Vec::as_slice));
+        let files = names
+            .iter()
+            .map(String::as_str)
+            .zip(layers.iter().map(Vec::as_slice));
         for (name, bytes) in files.chain([("manifest.json", manifest.as_bytes())]) {
             let mut header = Header::new_gnu();
             header.set_size(bytes.len() as u64);
@@ -202,7 +218,11 @@ mod tests {
     fn layers_lie_over_one_another() {
         let lower = layer(&[
             ("./etc/", 0o755, ""),
-            ("./etc/os-release", 0o644, "NAME=x\nPRETTY_NAME=\"An OS 1\"\n"),
+            (
+                "./etc/os-release",
+                0o644,
+                "NAME=x\nPRETTY_NAME=\"An OS 1\"\n",
+            ),
             ("./etc/gone", 0o644, "12345"),
             ("./dir/a", 0o644, "123"),
             ("./dir/b", 0o644, "456"),
@@ -216,10 +236,18 @@ mod tests {
             ("bin/sh", 0o755, "#!"),
         ]);
         let found = image(&[lower.clone(), gzip(&upper)]).unwrap();
-        assert_eq!(found.unpacked_bytes, 29 + 1 + 10 + 2, "os-release, dir/c, su, sh");
+        assert_eq!(
+            found.unpacked_bytes,
+            29 + 1 + 10 + 2,
+            "os-release, dir/c, su, sh"
+        );
         // Where a stream is divided when it is handed to the compressor shows in a few bytes.
         let gzipped = (gzip(&lower).len() + gzip(&upper).len()) as u64;
-        assert!(found.compressed_bytes.abs_diff(gzipped) < 16, "{} and {gzipped}", found.compressed_bytes);
+        assert!(
+            found.compressed_bytes.abs_diff(gzipped) < 16,
+            "{} and {gzipped}",
+            found.compressed_bytes
+        );
         assert_eq!((found.layers, found.files, found.executables), (2, 5, 3));
         assert_eq!(found.setuid, ["/usr/bin/su", "/usr/bin/su2"]);
         assert_eq!(found.shell.as_deref(), Some("/bin/sh"));
@@ -228,8 +256,7 @@ mod tests {
 
     #[test]
     fn packages_are_counted_by_kind() {
-        let status =
-            "Package: a\nStatus: install ok installed\n\nPackage: b\nStatus: deinstall ok config-files\n";
+        let status = "Package: a\nStatus: install ok installed\n\nPackage: b\nStatus: deinstall ok config-files\n";
         let found = image(&[layer(&[
             ("var/lib/dpkg/status", 0o644, status),
             ("var/lib/dpkg/status.d/base", 0o644, "Package: base\n"),
@@ -237,21 +264,36 @@ mod tests {
             ("lib/apk/db/installed", 0o644, "P:musl\nV:1\n\nP:busybox\n"),
             ("usr/lib/python3/x-1.0.dist-info/METADATA", 0o644, ""),
         ])]);
-        let count = |kind: &str, count| Packages { kind: kind.to_owned(), count };
+        let count = |kind: &str, count| Packages {
+            kind: kind.to_owned(),
+            count,
+        };
         let counts = vec![count("dpkg", 2), count("apk", 2), count("pip", 1)];
         assert_eq!(found.unwrap().packages, Figure::Value(counts));
         let found = image(&[layer(&[("var/lib/rpm/rpmdb.sqlite", 0o644, "")])]);
-        assert!(found.unwrap().packages.value().is_none(), "none that are known is not none");
+        assert!(
+            found.unwrap().packages.value().is_none(),
+            "none that are known is not none"
+        );
     }
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        assert!(image(&[vec![0x28, 0xb5, 0x2f, 0xfd]]).unwrap_err().contains("zstd"));
+        assert!(
+            image(&[vec![0x28, 0xb5, 0x2f, 0xfd]])
+                .unwrap_err()
+                .contains("zstd")
+        );
         assert!(image(&[vec![]]).unwrap_err().contains("layer 0/layer.tar"));
         let mut broken = gzip(&layer(&[("a", 0o644, "1")]));
         broken.truncate(30);
         assert!(image(&[broken]).unwrap_err().contains("layer 0/layer.tar"));
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(read(file.path(), &|_| ()).unwrap_err().to_string().contains("manifest.json"));
+        assert!(
+            read(file.path(), &|_| ())
+                .unwrap_err()
+                .to_string()
+                .contains("manifest.json")
+        );
     }
 }

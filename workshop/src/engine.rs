@@ -68,12 +68,19 @@ impl Engine {
         let docker = docker.negotiate_version().await.with_context(no_engine)?;
         let version = docker.version().await.with_context(no_engine)?;
         let info = docker.info().await.with_context(no_engine)?;
-        let known =
-            |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into());
+        let known = |text: Option<String>| {
+            text.filter(|text| !text.is_empty())
+                .unwrap_or_else(|| "unknown".into())
+        };
         let components = version.components.unwrap_or_default();
-        let is_podman = components.iter().any(|component| component.name.contains("Podman"));
-        let is_rootless =
-            info.security_options.unwrap_or_default().iter().any(|option| option.contains("rootless"));
+        let is_podman = components
+            .iter()
+            .any(|component| component.name.contains("Podman"));
+        let is_rootless = info
+            .security_options
+            .unwrap_or_default()
+            .iter()
+            .any(|option| option.contains("rootless"));
         let kernel = known(info.kernel_version);
         let clock = host::clock(&kernel);
         Ok(Engine {
@@ -142,14 +149,21 @@ impl Engine {
     /// Running containers of others: they take their part of the machine.
     pub async fn others(&self) -> Result<usize> {
         let containers = self.docker.list_containers(None).await?;
-        let ours =
-            |labels: Option<HashMap<String, String>>| labels.is_some_and(|labels| labels.contains_key(LABEL));
-        Ok(containers.into_iter().filter(|container| !ours(container.labels.clone())).count())
+        let ours = |labels: Option<HashMap<String, String>>| {
+            labels.is_some_and(|labels| labels.contains_key(LABEL))
+        };
+        Ok(containers
+            .into_iter()
+            .filter(|container| !ours(container.labels.clone()))
+            .count())
     }
 
     async fn ours(&self) -> Result<Vec<(String, String)>> {
         let filters = HashMap::from([("label", vec![LABEL])]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let options = ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&filters)
+            .build();
         let containers = self.docker.list_containers(Some(options)).await?;
         let ours = containers
             .into_iter()
@@ -161,20 +175,36 @@ impl Engine {
     /// When there is no such image.
     pub async fn image(&self, name: &str) -> Result<ImageInspect> {
         let found = find(&self.docker, name).await?;
-        found.with_context(|| format!("there is no image {name} here: build it, or `docker pull {name}`"))
+        found.with_context(|| {
+            format!("there is no image {name} here: build it, or `docker pull {name}`")
+        })
     }
 
     /// Creates a container of the image, with its port published, and does not start it.
-    pub async fn create(&self, image: &str, port: u16, published: Option<u16>) -> Result<Container> {
+    pub async fn create(
+        &self,
+        image: &str,
+        port: u16,
+        published: Option<u16>,
+    ) -> Result<Container> {
         let free = published.map_or_else(free_port, Ok)?;
         let inside = format!("{port}/tcp");
-        let binding = PortBinding { host_ip: Some("127.0.0.1".into()), host_port: Some(free.to_string()) };
+        let binding = PortBinding {
+            host_ip: Some("127.0.0.1".into()),
+            host_port: Some(free.to_string()),
+        };
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
-            labels: Some(HashMap::from([(LABEL.to_owned(), process::id().to_string())])),
+            labels: Some(HashMap::from([(
+                LABEL.to_owned(),
+                process::id().to_string(),
+            )])),
             exposed_ports: Some(vec![inside.clone()]),
             // An image that has a probe would have to work for it, and be measured with it.
-            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
+            healthcheck: Some(HealthConfig {
+                test: Some(vec!["NONE".into()]),
+                ..HealthConfig::default()
+            }),
             host_config: Some(HostConfig {
                 port_bindings: Some(HashMap::from([(inside, Some(vec![binding]))])),
                 ..HostConfig::default()
@@ -184,10 +214,19 @@ impl Engine {
         // A caller that goes away while the engine creates the container would leave it there.
         let docker = self.docker.clone();
         let create = async move {
-            docker.create_container(Some(CreateContainerOptionsBuilder::new().build()), body).await
+            docker
+                .create_container(Some(CreateContainerOptionsBuilder::new().build()), body)
+                .await
         };
-        let created = self.creating.spawn(create).await?.context("cannot create a container")?;
-        Ok(Container { id: created.id, port: free })
+        let created = self
+            .creating
+            .spawn(create)
+            .await?
+            .context("cannot create a container")?;
+        Ok(Container {
+            id: created.id,
+            port: free,
+        })
     }
 
     pub async fn start(&self, container: &Container) -> Result<()> {
@@ -195,7 +234,10 @@ impl Engine {
         started.map_err(|error| {
             let message = error.to_string();
             if message.contains("already allocated") || message.contains("in use") {
-                anyhow::anyhow!("port {} of this machine is taken: name another one", container.port)
+                anyhow::anyhow!(
+                    "port {} of this machine is taken: name another one",
+                    container.port
+                )
             } else {
                 anyhow::anyhow!("cannot start the container: {message}")
             }
@@ -204,24 +246,60 @@ impl Engine {
 
     /// Ends once its process has ended, with the exit code and the last lines that it wrote.
     pub async fn ended(&self, container: &Container) -> Result<String> {
-        let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+        let options = WaitContainerOptionsBuilder::new()
+            .condition("not-running")
+            .build();
         // An exit code other than 0 is an error to bollard. The state has it either way.
-        _ = self.docker.wait_container(&container.id, Some(options)).next().await;
+        _ = self
+            .docker
+            .wait_container(&container.id, Some(options))
+            .next()
+            .await;
         let code = self.exit_code(&container.id).await?;
-        let logs = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("5").build();
-        let lines: Vec<_> =
-            self.docker.logs(&container.id, Some(logs)).map_ok(|line| line.to_string()).try_collect().await?;
+        let logs = LogsOptionsBuilder::new()
+            .stdout(true)
+            .stderr(true)
+            .tail("5")
+            .build();
+        let lines: Vec<_> = self
+            .docker
+            .logs(&container.id, Some(logs))
+            .map_ok(|line| line.to_string())
+            .try_collect()
+            .await?;
         let lines = lines.concat();
-        let lines: Vec<_> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let lines = if lines.is_empty() { "without a word".to_owned() } else { lines.join(" / ") };
+        let lines: Vec<_> = lines
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let lines = if lines.is_empty() {
+            "without a word".to_owned()
+        } else {
+            lines.join(" / ")
+        };
         Ok(format!("it exited with code {code}: {lines}"))
     }
 
     /// Seconds that the process had been running at that moment.
-    pub async fn since_start(&self, container: &Container, moment: Timestamp) -> Result<Figure<f64>> {
-        let state = self.docker.inspect_container(&container.id, None).await?.state.unwrap_or_default();
-        let started: Timestamp = state.started_at.context("the engine tells no start time")?.parse()?;
-        Ok(self.clock.map(|()| moment.duration_since(started).as_secs_f64()))
+    pub async fn since_start(
+        &self,
+        container: &Container,
+        moment: Timestamp,
+    ) -> Result<Figure<f64>> {
+        let state = self
+            .docker
+            .inspect_container(&container.id, None)
+            .await?
+            .state
+            .unwrap_or_default();
+        let started: Timestamp = state
+            .started_at
+            .context("the engine tells no start time")?
+            .parse()?;
+        Ok(self
+            .clock
+            .map(|()| moment.duration_since(started).as_secs_f64()))
     }
 
     /// As `docker stop` does it: how long it took, and the exit code.
@@ -239,38 +317,64 @@ impl Engine {
 
     async fn exit_code(&self, id: &str) -> Result<i64> {
         let state = self.docker.inspect_container(id, None).await?.state;
-        state.and_then(|state| state.exit_code).context("the engine tells no exit code")
+        state
+            .and_then(|state| state.exit_code)
+            .context("the engine tells no exit code")
     }
 
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        let options = RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .v(true)
+            .build();
         match self.docker.remove_container(id, Some(options)).await {
             // It is gone, or going.
-            Err(DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+            Err(DockerResponseServerError {
+                status_code: 404 | 409,
+                ..
+            }) => Ok(()),
             removed => removed.with_context(|| format!("cannot remove container {id}")),
         }
     }
 
     pub async fn usage(&self, container: &Container) -> Result<Usage> {
-        let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
-        let stats =
-            self.docker.stats(&container.id, Some(options)).next().await.context("no statistics")??;
+        let options = StatsOptionsBuilder::new()
+            .stream(false)
+            .one_shot(true)
+            .build();
+        let stats = self
+            .docker
+            .stats(&container.id, Some(options))
+            .next()
+            .await
+            .context("no statistics")??;
         let cpu = stats
             .cpu_stats
             .and_then(|cpu| cpu.cpu_usage?.total_usage)
             .context("no CPU time in the statistics")?;
         let (memory, memory_note) = match host::memory_of_processes(&container.id) {
             Some(memory) => (Figure::Value(memory), None),
-            None => memory_of_group(stats.memory_stats.and_then(|memory| memory.stats).unwrap_or_default()),
+            None => memory_of_group(
+                stats
+                    .memory_stats
+                    .and_then(|memory| memory.stats)
+                    .unwrap_or_default(),
+            ),
         };
         #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit")]
-        Ok(Usage { cpu_seconds: cpu as f64 / 1e9, memory, memory_note })
+        Ok(Usage {
+            cpu_seconds: cpu as f64 / 1e9,
+            memory,
+            memory_note,
+        })
     }
 
     /// What `docker save` would write.
     pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
         let mut archive = patient(&self.docker).export_image(image);
-        write(&mut archive, file, progress).await.with_context(|| format!("cannot save image {image}"))
+        write(&mut archive, file, progress)
+            .await
+            .with_context(|| format!("cannot save image {image}"))
     }
 }
 
@@ -281,8 +385,12 @@ impl Engine {
 pub async fn find(docker: &Docker, image: &str) -> Result<Option<ImageInspect>> {
     match docker.inspect_image(image).await {
         Ok(found) => Ok(Some(found)),
-        Err(DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot ask the engine for the image {image}")),
+        Err(DockerResponseServerError {
+            status_code: 404, ..
+        }) => Ok(None),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot ask the engine for the image {image}"))
+        }
     }
 }
 
@@ -307,24 +415,38 @@ async fn write(
 /// The ports of its containers would be published there, and asked for here.
 fn refuse_remote() -> Result<()> {
     let host = std::env::var("DOCKER_HOST").unwrap_or_default();
-    let authority = host.strip_prefix("tcp://").or(host.strip_prefix("http://")).unwrap_or_default();
-    let name =
-        authority.split('/').next().unwrap_or_default().rsplit_once(':').map_or(authority, |(name, _)| name);
+    let authority = host
+        .strip_prefix("tcp://")
+        .or(host.strip_prefix("http://"))
+        .unwrap_or_default();
+    let name = authority
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .rsplit_once(':')
+        .map_or(authority, |(name, _)| name);
     let is_here = ["", "localhost", "127.0.0.1", "[::1]"].contains(&name);
-    ensure!(is_here, "the engine at DOCKER_HOST={host} is on another machine, and its ports are not here");
+    ensure!(
+        is_here,
+        "the engine at DOCKER_HOST={host} is on another machine, and its ports are not here"
+    );
     Ok(())
 }
 
 fn no_engine() -> String {
     let host = std::env::var("DOCKER_HOST");
-    let at =
-        host.as_deref().unwrap_or("unix:///var/run/docker.sock, where DOCKER_HOST does not name another");
+    let at = host
+        .as_deref()
+        .unwrap_or("unix:///var/run/docker.sock, where DOCKER_HOST does not name another");
     format!("no container engine answers at {at}: is it running, and may this user talk to it?")
 }
 
 /// Containers of a process that is gone are nobody's.
 fn is_running(process: &str) -> bool {
-    let pid = process.parse().ok().and_then(rustix::process::Pid::from_raw);
+    let pid = process
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
@@ -342,7 +464,10 @@ fn free_port() -> Result<u16> {
             return Ok(port);
         }
     }
-    bail!("no port from {FIRST} to {} is free on 127.0.0.1", FIRST + COUNT - 1)
+    bail!(
+        "no port from {FIRST} to {} is free on 127.0.0.1",
+        FIRST + COUNT - 1
+    )
 }
 
 /// By the control group's account, which has page cache too; of that, what is mapped into a process counts.
@@ -350,9 +475,15 @@ fn free_port() -> Result<u16> {
 fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'static str>) {
     let of = |names: [&str; 2]| names.iter().find_map(|name| stats.get(*name)).copied();
     // Names of cgroup version 2, and of 1.
-    match (of(["anon", "total_rss"]), of(["file_mapped", "total_mapped_file"])) {
+    match (
+        of(["anon", "total_rss"]),
+        of(["file_mapped", "total_mapped_file"]),
+    ) {
         (Some(anonymous_bytes), Some(file_bytes)) => (
-            Figure::Value(InUse { anonymous_bytes, file_bytes }),
+            Figure::Value(InUse {
+                anonymous_bytes,
+                file_bytes,
+            }),
             Some(
                 "file-backed memory is what its control group was charged for: a page that another container read first is missing",
             ),

@@ -9,7 +9,9 @@ pub fn clock(kernel: &str) -> Figure<()> {
     if is_our_kernel(kernel) {
         Figure::Value(())
     } else {
-        Figure::NotAvailable("the engine runs on another kernel, with a clock of its own".to_owned())
+        Figure::NotAvailable(
+            "the engine runs on another kernel, with a clock of its own".to_owned(),
+        )
     }
 }
 
@@ -20,7 +22,9 @@ fn is_our_kernel(release: &str) -> bool {
 /// The engine does not tell it; `/proc` does, if this is the engine's kernel.
 pub fn cpu_model(kernel: &str) -> Figure<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     match model {
         Some((_, model)) if is_our_kernel(kernel) => Figure::Value(model.to_owned()),
         _ => Figure::NotAvailable("the engine does not tell it".to_owned()),
@@ -30,7 +34,10 @@ pub fn cpu_model(kernel: &str) -> Figure<String> {
 /// By the kernel's own account of each process, where this is the engine's machine and we may look: of pages that
 /// several processes share, each has its part (proportional set size).
 pub fn memory_of_processes(id: &str) -> Option<InUse> {
-    let mut sum = InUse { anonymous_bytes: 0, file_bytes: 0 };
+    let mut sum = InUse {
+        anonymous_bytes: 0,
+        file_bytes: 0,
+    };
     let mut found = false;
     for process in fs::read_dir("/proc").ok()?.filter_map(Result::ok) {
         let read = |file| fs::read_to_string(process.path().join(file));

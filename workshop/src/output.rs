@@ -66,7 +66,11 @@ pub enum Format {
 /// As [`present`] has them, and a file that cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let results = Results::read(&arguments.file)?;
-    emit(&results, &arguments.options, arguments.options.output.as_deref())
+    emit(
+        &results,
+        &arguments.options,
+        arguments.options.output.as_deref(),
+    )
 }
 
 /// The end of a comparison: writes its files, to `comparison` unless told otherwise, prints it, and tells whether every
@@ -91,8 +95,16 @@ impl Options {
         self.read_baseline()?;
         let directory = self.directory();
         let parents = || directory.ancestors().skip(1).find(|parent| parent.exists());
-        let existing = if directory.exists() { directory } else { parents().unwrap_or(Path::new("")) };
-        let here = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+        let existing = if directory.exists() {
+            directory
+        } else {
+            parents().unwrap_or(Path::new(""))
+        };
+        let here = if existing.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            existing
+        };
         tempfile::tempfile_in(here)
             .with_context(|| format!("--output: cannot write to {}", directory.display()))?;
         let unknown = limits::unknown(&self.fail_over, images);
@@ -106,7 +118,11 @@ impl Options {
     }
 
     fn read_baseline(&self) -> Result<Option<Results>> {
-        self.baseline.as_deref().map(Results::read).transpose().context("--baseline")
+        self.baseline
+            .as_deref()
+            .map(Results::read)
+            .transpose()
+            .context("--baseline")
     }
 }
 
@@ -128,14 +144,22 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
     baseline?;
     files?;
     if let Some(directory) = directory {
-        eprintln!("wrote results.json, report.html, report.svg and report.png to {}", directory.display());
+        eprintln!(
+            "wrote results.json, report.html, report.svg and report.png to {}",
+            directory.display()
+        );
     }
-    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 /// results.json first: with it `show` can make the others again.
 fn write_files(results: &Results, baseline: Option<&Results>, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     results.write(&directory.join("results.json"))?;
     let write = |name: &str, content: &[u8]| {
         let file = directory.join(name);
@@ -144,13 +168,19 @@ fn write_files(results: &Results, baseline: Option<&Results>, directory: &Path) 
     write("report.html", report::html(results, baseline)?.as_bytes())?;
     let picture = slide::svg(results)?;
     write("report.svg", picture.as_bytes())?;
-    write("report.png", &slide::png(&picture).context("report.png was not written; the other files were")?)
+    write(
+        "report.png",
+        &slide::png(&picture).context("report.png was not written; the other files were")?,
+    )
 }
 
 /// A reader that has seen enough, such as `head`, is no error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }

@@ -96,7 +96,12 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let (manifest, bytes) = packed?;
     println!("{}: {}", arguments.file.display(), DecimalBytes(bytes));
     for part in manifest.parts {
-        println!("  {:14} {:>10}  {}", part.name, DecimalBytes(part.bytes).to_string(), part.what);
+        println!(
+            "  {:14} {:>10}  {}",
+            part.name,
+            DecimalBytes(part.bytes).to_string(),
+            part.what
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -114,21 +119,36 @@ async fn pack(arguments: &Arguments, stop: &CancellationToken) -> Result<(Manife
         .with_context(|| format!("cannot write to {}", directory.display()))?;
     let report = match &arguments.report {
         Some(report) => {
-            ensure!(report.is_dir(), "the report {} is not a directory", report.display());
+            ensure!(
+                report.is_dir(),
+                "the report {} is not a directory",
+                report.display()
+            );
             Some(report.clone())
         }
         None => Some(PathBuf::from("comparison")).filter(|report| report.is_dir()),
     };
 
     let docker = Engine::connect().await?.docker;
-    let images =
-        stop.run_until_cancelled(images(&docker, &arguments.images)).await.context("interrupted")??;
-    let crates = if arguments.no_crates { None } else { Some(vendor(directory, stop).await?) };
+    let images = stop
+        .run_until_cancelled(images(&docker, &arguments.images))
+        .await
+        .context("interrupted")??;
+    let crates = if arguments.no_crates {
+        None
+    } else {
+        Some(vendor(directory, stop).await?)
+    };
 
     let mut archive = Archive {
         file: unfinished.reopen()?,
         stop: stop.clone(),
-        manifest: Manifest { format: FORMAT, made: Timestamp::now(), parts: Vec::new(), images: Vec::new() },
+        manifest: Manifest {
+            format: FORMAT,
+            made: Timestamp::now(),
+            parts: Vec::new(),
+            images: Vec::new(),
+        },
     };
     let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
     // A cancelled stream ends early; that it is cancelled shows in the bytes that are written next.
@@ -149,7 +169,9 @@ async fn pack(arguments: &Arguments, stop: &CancellationToken) -> Result<(Manife
         archive.finish()?;
         anyhow::Ok(archive)
     });
-    let archive = archive.await?.with_context(|| format!("cannot write {}", file.display()))?;
+    let archive = archive
+        .await?
+        .with_context(|| format!("cannot write {}", file.display()))?;
     let bytes = archive.file.metadata()?.len();
     ensure!(!stop.is_cancelled(), "interrupted");
     unfinished
@@ -170,7 +192,9 @@ fn report_is_missing(arguments: &Arguments) -> bool {
 
 /// Where what is not yet finished goes: on the file system of what it becomes.
 fn directory_of(file: &Path) -> &Path {
-    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    file.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// What is asked for, or the ladder and what it is built on. The engine has all of them in the end.
@@ -198,7 +222,9 @@ async fn images(docker: &Docker, wanted: &[String]) -> Result<Vec<(String, Image
 
 /// The crates of the lock file, what tells cargo of them, and what puts them into an image.
 async fn vendor(beside: &Path, stop: &CancellationToken) -> Result<TempDir> {
-    let directory = tempfile::Builder::new().prefix(".timber-workshop-").tempdir_in(beside)?;
+    let directory = tempfile::Builder::new()
+        .prefix(".timber-workshop-")
+        .tempdir_in(beside)?;
     let bar = progress::spinner("collecting the crates: cargo vendor");
     let mut log = tempfile::tempfile()?;
     let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -37,12 +37,18 @@ pub fn bytes(phase: &str, bytes: u64) -> Bar {
 
 /// Of what takes as long as it takes.
 pub fn spinner(phase: &str) -> Bar {
-    start(ProgressBar::new_spinner(), phase, "{spinner} {prefix} {elapsed}{wide_msg}")
+    start(
+        ProgressBar::new_spinner(),
+        phase,
+        "{spinner} {prefix} {elapsed}{wide_msg}",
+    )
 }
 
 fn start(bar: ProgressBar, phase: &str, template: &str) -> Bar {
     let style = ProgressStyle::with_template(template).expect("the template is valid");
-    let bar = bar.with_style(style.with_key("left", left)).with_prefix(phase.to_owned());
+    let bar = bar
+        .with_style(style.with_key("left", left))
+        .with_prefix(phase.to_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
     if bar.is_hidden() {
         eprintln!("{phase}");

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, context, syntax::SyntaxConfig, value::Serde};
+use minijinja::{
+    AutoEscape, Environment, UndefinedBehavior, context, syntax::SyntaxConfig, value::Serde,
+};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -83,10 +85,15 @@ pub fn render(name: &str, template: &str, values: minijinja::Value) -> Result<St
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    let syntax =
-        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?;
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .keep_trailing_newline(true)
+        .build()?;
     environment.set_syntax(syntax);
-    environment.render_named_str(name, template, values).with_context(|| format!("cannot make {name}"))
+    environment
+        .render_named_str(name, template, values)
+        .with_context(|| format!("cannot make {name}"))
 }
 
 fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
@@ -95,18 +102,31 @@ fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
         let first = row.group != group;
         group = row.group;
         let best = row.best(&results.images);
-        let cells =
-            results.images.iter().zip(best).map(|(image, best)| cell(row, image, best, baseline)).collect();
-        Line { group, first, title: row.title, meaning: row.meaning, cells }
+        let cells = results
+            .images
+            .iter()
+            .zip(best)
+            .map(|(image, best)| cell(row, image, best, baseline))
+            .collect();
+        Line {
+            group,
+            first,
+            title: row.title,
+            meaning: row.meaning,
+            cells,
+        }
     };
     ROWS.iter().map(line).collect()
 }
 
 fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cell {
     match (row.of)(image) {
-        Figure::NotAvailable(reason) => {
-            Cell { figure: "not available".to_owned(), reason: Some(reason), change: None, best: false }
-        }
+        Figure::NotAvailable(reason) => Cell {
+            figure: "not available".to_owned(),
+            reason: Some(reason),
+            change: None,
+            best: false,
+        },
         Figure::Value(reading) => Cell {
             // Behind a dash even a space that does not break may (UAX 14, rule LB12a); a word joiner holds.
             figure: unbreakable(&row.write(&reading)).replace('–', "–\u{2060}"),
@@ -123,8 +143,11 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
 fn lanes(results: &Results) -> Vec<Lane> {
     let row = |key| row_of(key).expect("the catalogue has it");
     let (start, process) = (row("start"), row("process"));
-    let extents: Vec<_> =
-        results.images.iter().map(|image| (start.of)(image).value().and_then(Reading::plausible)).collect();
+    let extents: Vec<_> = results
+        .images
+        .iter()
+        .map(|image| (start.of)(image).value().and_then(Reading::plausible))
+        .collect();
     let lane = |(index, image): (usize, &Image)| {
         let figure = (start.of)(image);
         let seconds = figure.value().and_then(Reading::value);
@@ -133,7 +156,10 @@ fn lanes(results: &Results) -> Vec<Lane> {
             label: image.label.clone(),
             ink: chart::ink(index),
             seconds,
-            figure: figure.value().map_or_else(|| "not available".to_owned(), |reading| start.write(reading)),
+            figure: figure.value().map_or_else(
+                || "not available".to_owned(),
+                |reading| start.write(reading),
+            ),
             engine: seconds
                 .zip(running)
                 .map(|(all, running)| ((all - running) / all * 100.0).clamp(0.0, 100.0)),
@@ -149,9 +175,16 @@ fn lanes(results: &Results) -> Vec<Lane> {
 
 /// Who is surely before whom: where ranges overlap, both have the better place.
 fn place(index: usize, extents: &[Option<(f64, f64)>]) -> String {
-    let Some((lowest, highest)) = extents[index] else { return String::new() };
-    let others =
-        || extents.iter().enumerate().filter(|(other, _)| *other != index).filter_map(|(_, extent)| *extent);
+    let Some((lowest, highest)) = extents[index] else {
+        return String::new();
+    };
+    let others = || {
+        extents
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index)
+            .filter_map(|(_, extent)| *extent)
+    };
     let before = others().filter(|other| other.1 < lowest).count();
     let tied = others().any(|other| other.0 <= highest && lowest <= other.1);
     format!("{}{}", before + 1, if tied { "=" } else { "" })
@@ -162,7 +195,12 @@ fn here(results: &Results) -> Option<String> {
     let (pull, start) = (row_of("pull")?, row_of("start")?);
     let both = results.images.iter().filter_map(|image| {
         let (pull, start) = ((pull.of)(image), (start.of)(image));
-        Some((pull.value()?.value()?, start.value()?.value()?, start.value()?.plausible()?, &image.label))
+        Some((
+            pull.value()?.value()?,
+            start.value()?.value()?,
+            start.value()?.plausible()?,
+            &image.label,
+        ))
     });
     let mut both: Vec<_> = both.collect();
     both.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -172,7 +210,13 @@ fn here(results: &Results) -> Option<String> {
         return None;
     }
     let overlap = fast_range.0 <= slow_range.1 && slow_range.0 <= fast_range.1;
-    let times = |ratio: f64| if ratio >= 10.0 { Unit::Count.write(ratio) } else { format!("{ratio:.2}") };
+    let times = |ratio: f64| {
+        if ratio >= 10.0 {
+            Unit::Count.write(ratio)
+        } else {
+            format!("{ratio:.2}")
+        }
+    };
     Some(format!(
         "Here, a pull of {largest} moves {} times the bytes of {smallest}, and its start takes {} times as long{}.",
         times(large / small),

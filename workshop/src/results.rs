@@ -172,8 +172,9 @@ impl Results {
     /// A file that [`Results::write`] wrote.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let results: Results = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not the results file of a comparison", file.display()))?;
+        let results: Results = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is not the results file of a comparison", file.display())
+        })?;
         ensure!(
             results.format == FORMAT,
             "{} has format {}, this timber-workshop reads {FORMAT}",
@@ -215,9 +216,18 @@ impl Image {
                 base: none(),
                 packages: none(),
             },
-            start: Start { create_to_answer: none(), process_to_answer: none() },
-            stop: Stop { seconds: none(), exit_code: none() },
-            memory: Memory { idle: none(), loaded: none() },
+            start: Start {
+                create_to_answer: none(),
+                process_to_answer: none(),
+            },
+            stop: Stop {
+                seconds: none(),
+                exit_code: none(),
+            },
+            memory: Memory {
+                idle: none(),
+                loaded: none(),
+            },
             work: Work {
                 requests_per_second: none(),
                 p50_seconds: none(),
@@ -267,7 +277,11 @@ impl Spread {
     pub fn median(&self) -> f64 {
         let sorted = self.sorted();
         let middle = sorted.len() / 2;
-        if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+        if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        }
     }
 
     pub fn lowest(&self) -> f64 {
@@ -302,7 +316,13 @@ mod tests {
         assert_eq!(spread(&[3.0]).median(), 3.0);
         assert_eq!(spread(&[9.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(spread(&[9.0, 1.0, 2.0, 4.0]).median(), 3.0);
-        assert_eq!((spread(&[9.0, 1.0, 2.0]).lowest(), spread(&[9.0, 1.0, 2.0]).highest()), (1.0, 9.0));
+        assert_eq!(
+            (
+                spread(&[9.0, 1.0, 2.0]).lowest(),
+                spread(&[9.0, 1.0, 2.0]).highest()
+            ),
+            (1.0, 9.0)
+        );
         assert_eq!(Spread::new(Vec::new()), None);
     }
 }

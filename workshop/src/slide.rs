@@ -23,7 +23,11 @@ const SLIDE: &str = include_str!("report.svg");
 /// None that results could make.
 pub fn svg(results: &Results) -> Result<String> {
     let charts = chart::charts(results, &chart::SLIDE);
-    let panels: Vec<_> = charts.iter().enumerate().map(|(index, chart)| Panel::new(index, chart)).collect();
+    let panels: Vec<_> = charts
+        .iter()
+        .enumerate()
+        .map(|(index, chart)| Panel::new(index, chart))
+        .collect();
     let facts = facts(results);
     render(
         "report.svg",
@@ -43,7 +47,10 @@ pub fn svg(results: &Results) -> Result<String> {
 /// There is room for one: the one that holds for most images, with their names.
 fn most_common_note(results: &Results) -> Option<String> {
     let holders = |note: &String| -> Vec<&str> {
-        let images = results.images.iter().filter(|image| image.notes.contains(note));
+        let images = results
+            .images
+            .iter()
+            .filter(|image| image.notes.contains(note));
         images.map(|image| image.label.as_str()).collect()
     };
     let notes = results.images.iter().flat_map(|image| &image.notes);
@@ -64,15 +71,22 @@ pub fn png(slide: &str) -> Result<Vec<u8>> {
 
 fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
     // What the slide's own list of families does not find is written in the first font there is.
-    let family = fonts.faces().find_map(|face| face.families.first()).map(|(name, _)| name.clone());
+    let family = fonts
+        .faces()
+        .find_map(|face| face.families.first())
+        .map(|(name, _)| name.clone());
     let family = family.context(
         "no font is installed; install one, such as Debian's fonts-dejavu-core or Fedora's dejavu-sans-fonts",
     )?;
     fonts.set_sans_serif_family(family);
-    let options = usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() };
+    let options = usvg::Options {
+        fontdb: Arc::new(fonts),
+        ..usvg::Options::default()
+    };
     let tree = usvg::Tree::from_str(slide, &options)?;
     let size = tree.size().to_int_size();
-    let mut dots = tiny_skia::Pixmap::new(size.width(), size.height()).context("the slide has no size")?;
+    let mut dots =
+        tiny_skia::Pixmap::new(size.width(), size.height()).context("the slide has no size")?;
     resvg::render(&tree, tiny_skia::Transform::identity(), &mut dots.as_mut());
     dots.encode_png().context("cannot encode the slide")
 }
@@ -126,14 +140,23 @@ impl Panel {
         let thickness = pitch * 0.66;
         let letters = (pitch * 0.56).clamp(9.0, 24.0);
         // Long names in smaller letters, up to a point.
-        let longest = chart.bars.iter().map(|bar| bar.label.chars().count()).max().unwrap_or_default().max(1);
+        let longest = chart
+            .bars
+            .iter()
+            .map(|bar| bar.label.chars().count())
+            .max()
+            .unwrap_or_default()
+            .max(1);
         let room = Self::LABELS - 16.0;
         let names = (room / (place(longest) * WIDTH_OF_LETTER)).clamp(letters * 0.75, letters);
         let strip = |(index, bar): (usize, &Bar)| {
             let y = 48.0 + place(index) * pitch;
             let on_track = |percent: f64| percent / 100.0 * Self::TRACK;
             let length = on_track(bar.linear);
-            let whisker = bar.whisker.as_ref().map(|whisker| whisker.linear.map(on_track));
+            let whisker = bar
+                .whisker
+                .as_ref()
+                .map(|whisker| whisker.linear.map(on_track));
             Strip {
                 label: shortened(&bar.label, fitting(room, names)),
                 ink: bar.ink,
@@ -185,7 +208,10 @@ fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
     }
-    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+    text.chars()
+        .take(most.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 /// Without its middle, if need be: of an image's name the end tells most.
@@ -216,7 +242,10 @@ mod tests {
     #[test]
     fn a_long_name_keeps_its_ends() {
         assert_eq!(shortened("timber-tutorial:2", 17), "timber-tutorial:2");
-        assert_eq!(shortened("registry.example/team/timber:2", 17), "registry…timber:2");
+        assert_eq!(
+            shortened("registry.example/team/timber:2", 17),
+            "registry…timber:2"
+        );
         assert_eq!(shortened("äöüß", 3), "ä…ß");
     }
 }

@@ -33,20 +33,38 @@ impl FromStr for Subject {
             None => (text, None),
         };
         let (name, label) = text.split_once('=').unwrap_or((text, text));
-        ensure!(!name.is_empty() && !label.is_empty(), "no image in {text:?}, expected {FORM}");
+        ensure!(
+            !name.is_empty() && !label.is_empty(),
+            "no image in {text:?}, expected {FORM}"
+        );
         let path = path.unwrap_or_else(|| ladder::path(name));
-        ensure!(path.starts_with('/'), "path {path:?} does not begin with a slash");
-        ensure!(!path.contains(":port="), "the port comes before the path, expected {FORM}");
+        ensure!(
+            path.starts_with('/'),
+            "path {path:?} does not begin with a slash"
+        );
+        ensure!(
+            !path.contains(":port="),
+            "the port comes before the path, expected {FORM}"
+        );
         let number = |text: &str| match text.parse() {
-            Ok(0) | Err(_) => Err(anyhow!("port {text:?} is not a number from 1 to 65535, expected {FORM}")),
+            Ok(0) | Err(_) => Err(anyhow!(
+                "port {text:?} is not a number from 1 to 65535, expected {FORM}"
+            )),
             Ok(port) => Ok(port),
         };
-        let (published, port) = match ports.map(|ports| ports.split_once(':').unwrap_or(("", ports))) {
-            Some(("", port)) => (None, Some(number(port)?)),
-            Some((published, port)) => (Some(number(published)?), Some(number(port)?)),
-            None => (None, None),
-        };
-        Ok(Subject { name: name.into(), label: label.into(), port, published, path: path.into() })
+        let (published, port) =
+            match ports.map(|ports| ports.split_once(':').unwrap_or(("", ports))) {
+                Some(("", port)) => (None, Some(number(port)?)),
+                Some((published, port)) => (Some(number(published)?), Some(number(port)?)),
+                None => (None, None),
+            };
+        Ok(Subject {
+            name: name.into(),
+            label: label.into(),
+            port,
+            published,
+            path: path.into(),
+        })
     }
 }
 
@@ -59,14 +77,22 @@ impl Subject {
         if let Some(port) = self.port {
             return Ok(port);
         }
-        let exposed =
-            image.config.as_ref().and_then(|config| config.exposed_ports.clone()).unwrap_or_default();
-        let ports: Vec<u16> =
-            exposed.iter().filter_map(|port| port.trim_end_matches("/tcp").parse().ok()).collect();
+        let exposed = image
+            .config
+            .as_ref()
+            .and_then(|config| config.exposed_ports.clone())
+            .unwrap_or_default();
+        let ports: Vec<u16> = exposed
+            .iter()
+            .filter_map(|port| port.trim_end_matches("/tcp").parse().ok())
+            .collect();
         match ports[..] {
             [port] => Ok(port),
             [] => bail!("the image exposes no TCP port: say {}:port=PORT", self.name),
-            _ => bail!("the image exposes the ports {ports:?}: say {}:port=PORT", self.name),
+            _ => bail!(
+                "the image exposes the ports {ports:?}: say {}:port=PORT",
+                self.name
+            ),
         }
     }
 }
@@ -83,10 +109,19 @@ mod tests {
             (plain.name.as_str(), plain.label.as_str()),
             ("registry:5000/a/b:1", "registry:5000/a/b:1")
         );
-        assert_eq!((plain.port, plain.published, plain.path.as_str()), (None, None, "/"));
+        assert_eq!(
+            (plain.port, plain.published, plain.path.as_str()),
+            (None, None, "/")
+        );
         let full = subject("web:2=Our web:port=9000:80:path=/a:b");
-        assert_eq!((full.name.as_str(), full.label.as_str()), ("web:2", "Our web"));
-        assert_eq!((full.port, full.published, full.path.as_str()), (Some(80), Some(9000), "/a:b"));
+        assert_eq!(
+            (full.name.as_str(), full.label.as_str()),
+            ("web:2", "Our web")
+        );
+        assert_eq!(
+            (full.port, full.published, full.path.as_str()),
+            (Some(80), Some(9000), "/a:b")
+        );
         assert_eq!(subject("timber-tutorial:2").path, "/index");
         assert_eq!(subject("a:port=80").port, Some(80));
     }

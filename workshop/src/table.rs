@@ -4,7 +4,8 @@ use std::{env, fmt::Write as _, io, io::IsTerminal as _};
 
 use anyhow::Result;
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width,
+    presets,
 };
 use console::Term;
 
@@ -59,9 +60,9 @@ impl Footnotes {
 pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::new();
-    let per_table = look
-        .width
-        .map_or(usize::MAX, |width| usize::from(width.saturating_sub(NAMES + 2) / (NARROWEST + 2)).max(1));
+    let per_table = look.width.map_or(usize::MAX, |width| {
+        usize::from(width.saturating_sub(NAMES + 2) / (NARROWEST + 2)).max(1)
+    });
     // As many in each as in the others, or one less.
     let tables = results.images.len().div_ceil(per_table).max(1);
     let per_table = results.images.len().div_ceil(tables).max(1);
@@ -121,7 +122,9 @@ fn of_images(
 ) -> Table {
     let images = &results.images[which.clone()];
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.force_no_tty();
     if let Some(width) = look.width {
         table.set_width(width);
@@ -133,22 +136,37 @@ fn of_images(
     let column = look.width.map_or(usize::MAX, |width| {
         (usize::from(width.saturating_sub(NAMES + 2)) / images.len().max(1)).saturating_sub(2)
     });
-    table.set_header(std::iter::once(Cell::new("")).chain(images.iter().map(|image| {
-        let label = in_lines(&clean(&image.label), column);
-        let cell = Cell::new(label).add_attribute(Attribute::Bold).set_alignment(CellAlignment::Right);
-        if image.failure.is_some() { cell.fg(Color::Red) } else { cell }
-    })));
+    table.set_header(
+        std::iter::once(Cell::new("")).chain(images.iter().map(|image| {
+            let label = in_lines(&clean(&image.label), column);
+            let cell = Cell::new(label)
+                .add_attribute(Attribute::Bold)
+                .set_alignment(CellAlignment::Right);
+            if image.failure.is_some() {
+                cell.fg(Color::Red)
+            } else {
+                cell
+            }
+        })),
+    );
     let mut group = "";
     for (row, best) in ROWS.iter().zip(best) {
         if row.group != group {
             group = row.group;
             table.add_row([Cell::new(group).add_attribute(Attribute::Bold)]);
         }
-        let cells = images.iter().zip(&best[which.clone()]).map(|(image, best)| {
-            let text = clean(&cell(row, image, baseline, footnotes));
-            let cell = Cell::new(text).set_alignment(CellAlignment::Right);
-            if *best { cell.fg(Color::Green).add_attribute(Attribute::Bold) } else { cell }
-        });
+        let cells = images
+            .iter()
+            .zip(&best[which.clone()])
+            .map(|(image, best)| {
+                let text = clean(&cell(row, image, baseline, footnotes));
+                let cell = Cell::new(text).set_alignment(CellAlignment::Right);
+                if *best {
+                    cell.fg(Color::Green).add_attribute(Attribute::Bold)
+                } else {
+                    cell
+                }
+            });
         table.add_row(std::iter::once(Cell::new(format!("\u{a0}{}", row.title))).chain(cells));
     }
     if let Some(column) = table.column_mut(0) {
@@ -171,7 +189,12 @@ fn cell(row: &Row, image: &Image, baseline: Option<&Results>, footnotes: &mut Fo
     }
 }
 
-fn change_of(row: &Row, image: &Image, reading: &Reading, baseline: Option<&Results>) -> Option<String> {
+fn change_of(
+    row: &Row,
+    image: &Image,
+    reading: &Reading,
+    baseline: Option<&Results>,
+) -> Option<String> {
     let before = baseline::same_image(baseline?, image)?;
     baseline::change(row, reading, before)
 }
@@ -180,7 +203,11 @@ fn change_of(row: &Row, image: &Image, reading: &Reading, baseline: Option<&Resu
 pub fn unbreakable(figure: &str) -> String {
     match figure.split_once(" (") {
         Some((value, range)) if range.contains('–') => {
-            format!("{} ({}", value.replace(' ', "\u{a0}"), range.replace(' ', "\u{a0}"))
+            format!(
+                "{} ({}",
+                value.replace(' ', "\u{a0}"),
+                range.replace(' ', "\u{a0}")
+            )
         }
         None if figure.starts_with(|c: char| c.is_ascii_digit()) => figure.replace(' ', "\u{a0}"),
         _ => figure.to_owned(),
@@ -198,7 +225,9 @@ fn notes(
     let mut line = |content: String| lines.push(content);
     let runs = results.settings.runs;
     if runs > 1 {
-        line(format!("Medians of {runs} runs, the lowest and the highest in brackets."));
+        line(format!(
+            "Medians of {runs} runs, the lowest and the highest in brackets."
+        ));
     }
     line(once(runs));
     if let Some(baseline) = baseline {
@@ -212,7 +241,11 @@ fn notes(
         if let Some(failure) = &image.failure {
             line(format!("{label}: FAILED: {}", escape(failure)));
         }
-        for note in image.notes.iter().chain(&image.work.generator_was_the_bottleneck) {
+        for note in image
+            .notes
+            .iter()
+            .chain(&image.work.generator_was_the_bottleneck)
+        {
             line(format!("{label}: {}", escape(note)));
         }
     }
@@ -221,7 +254,9 @@ fn notes(
 
 /// What comes from an image is not to steer the terminal.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// For a README.
@@ -253,7 +288,10 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
 fn escape_markdown(text: &str) -> String {
     let mut escaped = String::new();
     for c in clean(text).chars() {
-        if matches!(c, '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']') {
+        if matches!(
+            c,
+            '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']'
+        ) {
             escaped.push('\\');
         }
         escaped.push(c);
@@ -268,16 +306,35 @@ fn escape_markdown(text: &str) -> String {
 /// None that a string as a target could make.
 pub fn csv(results: &Results, baseline: Option<&Results>) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let mut header = vec!["image", "label", "figure", "unit", "value", "lowest", "highest", "not_available"];
+    let mut header = vec![
+        "image",
+        "label",
+        "figure",
+        "unit",
+        "value",
+        "lowest",
+        "highest",
+        "not_available",
+    ];
     header.extend(baseline.map(|_| "baseline"));
     writer.write_record(header)?;
     for image in &results.images {
         let before = baseline.and_then(|baseline| baseline::same_image(baseline, image));
         for row in ROWS {
             let [value, lowest, highest, reason] = fields(&(row.of)(image));
-            let mut line =
-                vec![&image.name, &image.label, row.key, row.unit.name(), &value, &lowest, &highest, &reason];
-            let old = before.map(|before| fields(&(row.of)(before))[0].clone()).unwrap_or_default();
+            let mut line = vec![
+                &image.name,
+                &image.label,
+                row.key,
+                row.unit.name(),
+                &value,
+                &lowest,
+                &highest,
+                &reason,
+            ];
+            let old = before
+                .map(|before| fields(&(row.of)(before))[0].clone())
+                .unwrap_or_default();
             line.extend(baseline.map(|_| old.as_str()));
             writer.write_record(line)?;
         }
@@ -305,7 +362,14 @@ mod tests {
     use crate::results::{Results, example};
 
     fn widest(results: &Results, width: u16) -> usize {
-        let text = text(results, None, Look { width: Some(width), colours: false });
+        let text = text(
+            results,
+            None,
+            Look {
+                width: Some(width),
+                colours: false,
+            },
+        );
         // The notes below are the terminal's to wrap.
         let table = text.lines().take_while(|line| !line.starts_with("Medians"));
         table.map(|line| line.chars().count()).max().unwrap()
@@ -338,13 +402,30 @@ mod tests {
             })
             .collect();
         assert!(widest(&results, 80) <= 80);
-        let text = text(&results, None, Look { width: Some(80), colours: false });
-        assert!((0..13).all(|index| text.contains(&format!("i{index}."))), "{text}");
+        let text = text(
+            &results,
+            None,
+            Look {
+                width: Some(80),
+                colours: false,
+            },
+        );
+        assert!(
+            (0..13).all(|index| text.contains(&format!("i{index}."))),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_figure_is_not_broken_inside() {
-        let text = text(&example(), None, Look { width: Some(80), colours: false });
+        let text = text(
+            &example(),
+            None,
+            Look {
+                width: Some(80),
+                colours: false,
+            },
+        );
         for part in ["0.352 s", "(0.331 – 0.410)", "1.02 GB", "10.2 s"] {
             assert!(text.contains(part), "no {part} in\n{text}");
         }
@@ -352,7 +433,16 @@ mod tests {
 
     #[test]
     fn colours_only_where_they_are_wanted() {
-        let with = |colours| text(&example(), None, Look { width: Some(120), colours });
+        let with = |colours| {
+            text(
+                &example(),
+                None,
+                Look {
+                    width: Some(120),
+                    colours,
+                },
+            )
+        };
         assert!(with(true).contains('\u{1b}'));
         assert!(!with(false).contains('\u{1b}'));
     }

@@ -70,13 +70,23 @@ impl Trial<'_> {
             time::sleep(SETTLE).await;
             let idle = self.engine.usage(&container).await?;
             let service = Service::new(container.port, &self.subject.path);
-            self.under_load(&container, service.load(connections, WARM_UP)).await?;
+            self.under_load(&container, service.load(connections, WARM_UP))
+                .await?;
             let before = self.engine.usage(&container).await?;
-            let load = self.under_load(&container, service.load(connections, duration)).await?;
+            let load = self
+                .under_load(&container, service.load(connections, duration))
+                .await?;
             let after = self.engine.usage(&container).await?;
             Ok(Worked {
-                work: Work::new(&load, after.cpu_seconds - before.cpu_seconds, self.engine.machine.cpus),
-                memory: Memory { idle: idle.memory, loaded: after.memory },
+                work: Work::new(
+                    &load,
+                    after.cpu_seconds - before.cpu_seconds,
+                    self.engine.machine.cpus,
+                ),
+                memory: Memory {
+                    idle: idle.memory,
+                    loaded: after.memory,
+                },
                 note: idle.memory_note.or(after.memory_note),
             })
         };
@@ -86,7 +96,9 @@ impl Trial<'_> {
     }
 
     async fn create(&self) -> Result<Container> {
-        self.engine.create(&self.subject.name, self.port, self.subject.published).await
+        self.engine
+            .create(&self.subject.name, self.port, self.subject.published)
+            .await
     }
 
     /// Starts the container, and tells when its first answer with status 200 was complete.
@@ -126,7 +138,10 @@ impl Trial<'_> {
 }
 
 impl Work {
-    #[expect(clippy::cast_precision_loss, reason = "counts of requests and microseconds fit")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "counts of requests and microseconds fit"
+    )]
     fn new(load: &Load, cpu_seconds: f64, cpus: u64) -> Self {
         let (seconds, requests) = (load.elapsed.as_secs_f64(), load.latencies.len());
         let quantile = |quantile| match requests {

@@ -16,8 +16,12 @@ pub enum Unit {
 }
 
 /// From which value on, the unit, and what it is worth.
-const BYTES: [(f64, &str, f64); 4] =
-    [(1e9, " GB", 1e9), (1e6, " MB", 1e6), (1e3, " kB", 1e3), (0.0, " B", 1.0)];
+const BYTES: [(f64, &str, f64); 4] = [
+    (1e9, " GB", 1e9),
+    (1e6, " MB", 1e6),
+    (1e3, " kB", 1e3),
+    (0.0, " B", 1.0),
+];
 const SECONDS: [(f64, &str, f64); 3] = [(0.1, " s", 1.0), (1e-3, " ms", 1e-3), (0.0, " µs", 1e-6)];
 /// As they may be typed, where [`Unit::parse`] reads them.
 const TYPED_BYTES: [(&str, f64); 8] = [
@@ -55,7 +59,12 @@ impl Unit {
     /// The same with the lowest and the highest in the same unit: `0.352 s (0.331 – 0.410)`.
     pub fn write_range(self, value: f64, (lowest, highest): (f64, f64)) -> String {
         let part = |value_of| self.scaled(value_of, value).0;
-        format!("{} ({} – {})", self.write(value), part(lowest), part(highest))
+        format!(
+            "{} ({} – {})",
+            self.write(value),
+            part(lowest),
+            part(highest)
+        )
     }
 
     /// Of a scale or a limit, where the numbers are round: `1 ms`.
@@ -69,7 +78,10 @@ impl Unit {
         let of = |scales: &[(f64, &'static str, f64)]| {
             // What would be rounded to 1000 of a unit is 1 of the next.
             let rounded = example.abs() * 1.0005;
-            let (_, suffix, scale) = scales.iter().find(|(from, ..)| rounded >= *from).unwrap_or(&scales[0]);
+            let (_, suffix, scale) = scales
+                .iter()
+                .find(|(from, ..)| rounded >= *from)
+                .unwrap_or(&scales[0]);
             (three_digits(value / scale), *suffix)
         };
         match self {
@@ -95,18 +107,27 @@ impl Unit {
     /// A sentence that says what was wrong and what would do.
     pub fn parse(self, text: &str) -> Result<f64, String> {
         let (suffixes, examples): (&[_], _) = match self {
-            Unit::Bytes => (&TYPED_BYTES, "a size such as 900kB, 1.5MB, 2GB, 512KiB or 1MiB"),
+            Unit::Bytes => (
+                &TYPED_BYTES,
+                "a size such as 900kB, 1.5MB, 2GB, 512KiB or 1MiB",
+            ),
             Unit::Seconds => (&TYPED_SECONDS, "a time such as 1s, 0.5s, 200ms or 50us"),
             _ => (&[("", 1.0)], "a number such as 0 or 12"),
         };
         let text = text.trim();
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
         let (number, suffix) = (&text[..digits], text[digits..].trim());
-        let number: f64 = number.parse().map_err(|_| format!("`{text}` is not {examples}"))?;
+        let number: f64 = number
+            .parse()
+            .map_err(|_| format!("`{text}` is not {examples}"))?;
         match suffixes.iter().find(|(known, _)| *known == suffix) {
             Some((_, scale)) => Ok(number * scale),
             None if suffix.is_empty() => Err(format!("`{text}` has no unit; expected {examples}")),
-            None => Err(format!("unknown unit `{suffix}` in `{text}`; expected {examples}")),
+            None => Err(format!(
+                "unknown unit `{suffix}` in `{text}`; expected {examples}"
+            )),
         }
     }
 }
@@ -129,12 +150,19 @@ fn three_digits(value: f64) -> String {
 }
 
 fn without_zeros(digits: &str) -> &str {
-    digits.strip_suffix(".00").or_else(|| digits.strip_suffix(".0")).unwrap_or(digits)
+    digits
+        .strip_suffix(".00")
+        .or_else(|| digits.strip_suffix(".0"))
+        .unwrap_or(digits)
 }
 
 fn thousands(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
-    let mut text = if value < 0.0 { "-".to_owned() } else { String::new() };
+    let mut text = if value < 0.0 {
+        "-".to_owned()
+    } else {
+        String::new()
+    };
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
@@ -179,8 +207,14 @@ mod tests {
         for (seconds, text) in written {
             assert_eq!(Unit::Seconds.write(seconds), text);
         }
-        assert_eq!(Unit::Seconds.write_range(0.35, (0.0931, 1.41)), "0.350 s (0.093 – 1.41)");
-        assert_eq!(Unit::Seconds.write_range(0.0123, (0.0, 0.02)), "12.3 ms (0 – 20.0)");
+        assert_eq!(
+            Unit::Seconds.write_range(0.35, (0.0931, 1.41)),
+            "0.350 s (0.093 – 1.41)"
+        );
+        assert_eq!(
+            Unit::Seconds.write_range(0.0123, (0.0, 0.02)),
+            "12.3 ms (0 – 20.0)"
+        );
         assert_eq!(Unit::PerSecond.write(48_210.4), "48,210/s");
         assert_eq!(Unit::Count.write(1_234_567.0), "1,234,567");
         assert_eq!(Unit::Count.write(0.1), "0.1");

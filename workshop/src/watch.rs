@@ -90,22 +90,33 @@ enum Format {
 }
 
 fn rate(text: &str) -> Result<f64> {
-    let rate = text.parse().ok().filter(|rate| (0.0..=10_000.0).contains(rate));
+    let rate = text
+        .parse()
+        .ok()
+        .filter(|rate| (0.0..=10_000.0).contains(rate));
     rate.context("expected a number from 0 to 10000, requests a second")
 }
 
 /// `30`, `30s`, `500ms`, `2m`.
 fn duration(text: &str) -> Result<Duration> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let seconds = text
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let parsed = seconds.or_else(|| text.parse::<SignedDuration>().ok()?.try_into().ok());
-    parsed.filter(|parsed| !parsed.is_zero()).context("expected a time, as 30s, 500ms or 2m")
+    parsed
+        .filter(|parsed| !parsed.is_zero())
+        .context("expected a time, as 30s, 500ms or 2m")
 }
 
 /// # Errors
 /// Neither kind of connection was asked for; nothing ever answered; a signal while the last requests are awaited.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let kept_rate = f64::from(arguments.kept) * arguments.kept_rate;
-    ensure!(arguments.rate + kept_rate > 0.0, "nothing to ask: --rate or --kept must be above 0");
+    ensure!(
+        arguments.rate + kept_rate > 0.0,
+        "nothing to ask: --rate or --kept must be above 0"
+    );
     let mut signals = Signals::new()?;
 
     let (events, mut ended) = mpsc::unbounded_channel();
@@ -118,8 +129,17 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         under_way: Arc::new(Semaphore::new(at_once)),
     });
     let slots = (0..arguments.kept).map(|_| Slot::default()).collect();
-    tokio::spawn(open_loop.clone().run(Connections::New, arguments.rate, Vec::new(), events.clone()));
-    tokio::spawn(open_loop.clone().run(Connections::Kept, kept_rate, slots, events));
+    tokio::spawn(open_loop.clone().run(
+        Connections::New,
+        arguments.rate,
+        Vec::new(),
+        events.clone(),
+    ));
+    tokio::spawn(
+        open_loop
+            .clone()
+            .run(Connections::Kept, kept_rate, slots, events),
+    );
 
     let mut tally = Tally::new(open_loop.target.to_string(), open_loop.begun);
     let view = View::new();
@@ -152,7 +172,11 @@ fn report(tally: &Tally, format: Format) -> Result<ExitCode> {
     let summary = match format {
         Format::Text => {
             let lines = tally.to_string();
-            lines.lines().map(|line| wrap(line, width(&Term::stdout()))).collect::<Vec<_>>().join("\n")
+            lines
+                .lines()
+                .map(|line| wrap(line, width(&Term::stdout())))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
         Format::Json => serde_json::to_string_pretty(tally)?,
     };
@@ -160,7 +184,12 @@ fn report(tally: &Tally, format: Format) -> Result<ExitCode> {
     if !tally.ever_answered {
         let first = tally.losses.iter().next();
         let why = first.map_or_else(
-            || tally.unsent_reason.clone().unwrap_or_else(|| "nothing was asked yet".to_owned()),
+            || {
+                tally
+                    .unsent_reason
+                    .clone()
+                    .unwrap_or_else(|| "nothing was asked yet".to_owned())
+            },
             |(key, row)| format!("{}, {}", key.cause, row.detail),
         );
         bail!("{} never answered: {why}", tally.url);
@@ -202,7 +231,9 @@ impl OpenLoop {
                 () = time::sleep_until(due) => {}
             }
             let Ok(permit) = self.under_way.clone().try_acquire_owned() else {
-                _ = events.send(Event::Unsent { reason: "--at-once requests were under way".to_owned() });
+                _ = events.send(Event::Unsent {
+                    reason: "--at-once requests were under way".to_owned(),
+                });
                 continue;
             };
             let (open_loop, events) = (self.clone(), events.clone());
@@ -210,16 +241,33 @@ impl OpenLoop {
             tokio::spawn(async move {
                 let mut progress = Progress::default();
                 let result = match slot.map(Mutex::try_lock_owned) {
-                    None => open_loop.target.ask(None, open_loop.timeout, &mut progress).await,
+                    None => {
+                        open_loop
+                            .target
+                            .ask(None, open_loop.timeout, &mut progress)
+                            .await
+                    }
                     Some(Ok(mut kept)) => {
-                        open_loop.target.ask(Some(&mut kept), open_loop.timeout, &mut progress).await
+                        open_loop
+                            .target
+                            .ask(Some(&mut kept), open_loop.timeout, &mut progress)
+                            .await
                     }
                     Some(Err(_)) => {
-                        open_loop.target.ask(Some(&mut None), open_loop.timeout, &mut progress).await
+                        open_loop
+                            .target
+                            .ask(Some(&mut None), open_loop.timeout, &mut progress)
+                            .await
                     }
                 };
                 let done = Instant::now();
-                _ = events.send(Event::Asked { connection, due, done, progress, result });
+                _ = events.send(Event::Asked {
+                    connection,
+                    due,
+                    done,
+                    progress,
+                    result,
+                });
                 drop(permit);
             });
         }
@@ -231,12 +279,21 @@ struct View(Option<ProgressBar>);
 
 impl View {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
-        View(io::stderr().is_terminal().then(|| ProgressBar::new_spinner().with_style(style)))
+        let style =
+            ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
+        View(
+            io::stderr()
+                .is_terminal()
+                .then(|| ProgressBar::new_spinner().with_style(style)),
+        )
     }
 
     fn period(&self) -> Duration {
-        if self.0.is_some() { Duration::from_millis(200) } else { Duration::from_secs(5) }
+        if self.0.is_some() {
+            Duration::from_millis(200)
+        } else {
+            Duration::from_secs(5)
+        }
     }
 
     fn show(&self, status: &str) {

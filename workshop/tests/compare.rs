@@ -22,20 +22,35 @@ fn engine() -> MutexGuard<'static, ()> {
 
 fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new("timeout");
-    let output = command.args(["600", program]).args(arguments).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.code() != Some(127), "this test needs {program}");
+    let output = command
+        .args(["600", program])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.code() != Some(127),
+        "this test needs {program}"
+    );
     output
 }
 
 fn docker(arguments: &str) -> String {
     let output = run("docker", &arguments.split_whitespace().collect::<Vec<_>>());
-    assert!(output.status.success(), "docker {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "docker {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn workshop(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["600", env!("CARGO_BIN_EXE_timber-workshop")]).args(arguments).stdin(Stdio::null());
+    command
+        .args(["600", env!("CARGO_BIN_EXE_timber-workshop")])
+        .args(arguments)
+        .stdin(Stdio::null());
     command
 }
 
@@ -46,8 +61,13 @@ fn compare(arguments: &[&str]) -> (Option<i32>, String, Value) {
     let arguments = [&["compare", "--output", output], arguments].concat();
     let output = workshop(&arguments).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
-    let results = std::fs::read(directory.path().join("results.json")).unwrap_or_else(|_| b"null".to_vec());
-    (output.status.code(), String::from_utf8(said).unwrap(), serde_json::from_slice(&results).unwrap())
+    let results =
+        std::fs::read(directory.path().join("results.json")).unwrap_or_else(|_| b"null".to_vec());
+    (
+        output.status.code(),
+        String::from_utf8(said).unwrap(),
+        serde_json::from_slice(&results).unwrap(),
+    )
 }
 
 /// An image of the tutorial's first, which has a shell and the service, changed by a few lines; removed when dropped.
@@ -56,9 +76,16 @@ struct Image(String);
 impl Image {
     fn new(name: &str, lines: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("Dockerfile"), format!("FROM {}\n{lines}\n", base())).unwrap();
+        std::fs::write(
+            directory.path().join("Dockerfile"),
+            format!("FROM {}\n{lines}\n", base()),
+        )
+        .unwrap();
         let image = format!("timber-test:{name}-{}", process::id());
-        docker(&format!("build --quiet --tag {image} {}", directory.path().display()));
+        docker(&format!(
+            "build --quiet --tag {image} {}",
+            directory.path().display()
+        ));
         Image(image)
     }
 }
@@ -70,8 +97,13 @@ impl Drop for Image {
 }
 
 fn base() -> &'static str {
-    let there = run("docker", &["image", "inspect", "timber-tutorial:1"]).status.success();
-    assert!(there, "this test needs the image timber-tutorial:1: docker build -t timber-tutorial:1 .");
+    let there = run("docker", &["image", "inspect", "timber-tutorial:1"])
+        .status
+        .success();
+    assert!(
+        there,
+        "this test needs the image timber-tutorial:1: docker build -t timber-tutorial:1 ."
+    );
     "timber-tutorial:1"
 }
 
@@ -90,7 +122,10 @@ fn figure<'a>(results: &'a Value, image: &str, path: &str) -> &'a Value {
 
 fn median(results: &Value, image: &str, path: &str) -> f64 {
     let samples = figure(results, image, path)["samples"].as_array().unwrap();
-    let mut samples: Vec<_> = samples.iter().map(|sample| sample.as_f64().unwrap()).collect();
+    let mut samples: Vec<_> = samples
+        .iter()
+        .map(|sample| sample.as_f64().unwrap())
+        .collect();
     samples.sort_by(f64::total_cmp);
     samples[samples.len() / 2]
 }
@@ -102,7 +137,10 @@ fn listing(archive: &str) -> Vec<(u64, String)> {
     let files = lines.lines().filter(|line| line.starts_with(['-', 'h']));
     let file = |line: &str| {
         let mut words = line.split_whitespace();
-        (words.nth(2).unwrap().parse().unwrap(), words.nth(2).unwrap().to_owned())
+        (
+            words.nth(2).unwrap().parse().unwrap(),
+            words.nth(2).unwrap().to_owned(),
+        )
     };
     files.map(file).collect()
 }
@@ -111,11 +149,21 @@ fn listing(archive: &str) -> Vec<(u64, String)> {
 fn layers(directory: &Path, image: &str) -> Vec<String> {
     let directory = directory.display();
     docker(&format!("save --output {directory}/save.tar {image}"));
-    run("tar", &["-C", &directory.to_string(), "-xf", &format!("{directory}/save.tar")]);
+    run(
+        "tar",
+        &[
+            "-C",
+            &directory.to_string(),
+            "-xf",
+            &format!("{directory}/save.tar"),
+        ],
+    );
     let manifest = std::fs::read(format!("{directory}/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let layers = manifest[0]["Layers"].as_array().unwrap().iter();
-    layers.map(|layer| format!("{directory}/{}", layer.as_str().unwrap())).collect()
+    layers
+        .map(|layer| format!("{directory}/{}", layer.as_str().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -129,36 +177,70 @@ fn sizes_are_what_other_means_count() {
          RUN rm -r /usr/share/doc && rm /usr/bin/perl && mkdir /many && seq 100000 > /many/a && ln /many/a /many/b\n\
          RUN rm /many/a && cp /timber /many/c && chmod 6755 /many/c",
     );
-    let (code, said, results) =
-        compare(&[&format!("{}:path=/index", image.0), "--runs", "1", "--load", "1", "--format", "json"]);
+    let (code, said, results) = compare(&[
+        &format!("{}:path=/index", image.0),
+        "--runs",
+        "1",
+        "--load",
+        "1",
+        "--format",
+        "json",
+    ]);
     assert_eq!(code, Some(0), "{said}");
-    let size = |path: &str| figure(&results, &image.0, &format!("/size/{path}")).as_u64().unwrap();
+    let size = |path: &str| {
+        figure(&results, &image.0, &format!("/size/{path}"))
+            .as_u64()
+            .unwrap()
+    };
 
     let inspected = docker(&format!("image inspect --format {{{{.Size}}}} {}", image.0));
     assert_eq!(size("engine_bytes"), inspected.parse::<u64>().unwrap());
 
     let directory = tempfile::tempdir().unwrap();
     let container = docker(&format!("create --label timber.test=true {}", image.0));
-    docker(&format!("export --output {}/export.tar {container}", directory.path().display()));
+    docker(&format!(
+        "export --output {}/export.tar {container}",
+        directory.path().display()
+    ));
     docker(&format!("rm {container}"));
     let layers = layers(directory.path(), &image.0);
     // What the engine puts into each container, in the place of what the image may have there.
     let replaced = |(_, name): &(u64, String)| {
         let name = name.trim_start_matches("./");
-        matches!(name, ".dockerenv" | "etc/hostname" | "etc/hosts" | "etc/resolv.conf" | "dev/console")
+        matches!(
+            name,
+            ".dockerenv" | "etc/hostname" | "etc/hosts" | "etc/resolv.conf" | "dev/console"
+        )
     };
     let mut files = listing(&format!("{}/export.tar", directory.path().display()));
     files.retain(|file| !replaced(file));
-    files.extend(layers.iter().flat_map(|layer| listing(layer)).filter(replaced));
-    assert_eq!(size("unpacked_bytes"), files.iter().map(|(bytes, _)| bytes).sum::<u64>());
+    files.extend(
+        layers
+            .iter()
+            .flat_map(|layer| listing(layer))
+            .filter(replaced),
+    );
+    assert_eq!(
+        size("unpacked_bytes"),
+        files.iter().map(|(bytes, _)| bytes).sum::<u64>()
+    );
     assert_eq!(size("files"), files.len() as u64);
 
     // Implementations of gzip differ by some percent at the same level: zlib-rs's files are 3 % larger than GNU's.
-    let gzip = |layer: &String| run("gzip", &["-6", "--stdout", "--no-name", layer]).stdout.len() as u64;
-    let (ours, theirs) = (size("compressed_bytes"), layers.iter().map(gzip).sum::<u64>());
+    let gzip = |layer: &String| {
+        run("gzip", &["-6", "--stdout", "--no-name", layer])
+            .stdout
+            .len() as u64
+    };
+    let (ours, theirs) = (
+        size("compressed_bytes"),
+        layers.iter().map(gzip).sum::<u64>(),
+    );
     assert!(ours.abs_diff(theirs) <= theirs / 20, "{ours} and {theirs}");
 
-    let setuid = figure(&results, &image.0, "/size/setuid").as_array().unwrap();
+    let setuid = figure(&results, &image.0, "/size/setuid")
+        .as_array()
+        .unwrap();
     assert!(setuid.contains(&"/many/c".into()), "{setuid:?}");
     assert_eq!(containers(), "");
 }
@@ -168,47 +250,99 @@ fn sizes_are_what_other_means_count() {
 fn starts_take_what_they_take() {
     const SLEEP: f64 = 2.0;
     let _engine = engine();
-    let slow = Image::new("slow", "ENTRYPOINT [\"sh\", \"-c\", \"sleep 2; exec /timber\"]");
+    let slow = Image::new(
+        "slow",
+        "ENTRYPOINT [\"sh\", \"-c\", \"sleep 2; exec /timber\"]",
+    );
     let slow_subject = format!("{}:path=/index", slow.0);
-    let (code, said, results) =
-        compare(&[&slow_subject, base(), "--runs", "3", "--load", "1", "--format", "json"]);
+    let (code, said, results) = compare(&[
+        &slow_subject,
+        base(),
+        "--runs",
+        "3",
+        "--load",
+        "1",
+        "--format",
+        "json",
+    ]);
     assert_eq!(code, Some(0), "{said}");
     for path in ["/start/process_to_answer", "/start/create_to_answer"] {
         let difference = median(&results, &slow.0, path) - median(&results, base(), path);
-        assert!((difference - SLEEP).abs() < 1.0, "{path}: {difference} s for a sleep of {SLEEP} s");
+        assert!(
+            (difference - SLEEP).abs() < 1.0,
+            "{path}: {difference} s for a sleep of {SLEEP} s"
+        );
     }
 
     // Another client: `docker run`, and wget's like, until it answers.
     let begin = Instant::now();
-    let container =
-        docker(&format!("run --detach --label timber.test=true --publish 127.0.0.1::8080 {}", slow.0));
+    let container = docker(&format!(
+        "run --detach --label timber.test=true --publish 127.0.0.1::8080 {}",
+        slow.0
+    ));
     let address = docker(&format!("port {container} 8080"));
-    while !run("curl", &["--silent", "--fail", &format!("http://{address}/index")]).status.success() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "it does not answer at {address}");
+    while !run(
+        "curl",
+        &["--silent", "--fail", &format!("http://{address}/index")],
+    )
+    .status
+    .success()
+    {
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "it does not answer at {address}"
+        );
         thread::sleep(Duration::from_millis(10));
     }
     let independent = begin.elapsed().as_secs_f64();
     docker(&format!("rm --force {container}"));
     let ours = median(&results, &slow.0, "/start/create_to_answer");
-    assert!((ours - independent).abs() < 1.5, "{ours} s, by docker run and curl {independent} s");
+    assert!(
+        (ours - independent).abs() < 1.5,
+        "{ours} s, by docker run and curl {independent} s"
+    );
 }
 
 #[test]
 #[ignore = "needs Docker Engine"]
 fn what_fails_is_told_and_the_others_are_measured() {
     let _engine = engine();
-    let silent = Image::new("silent", "ENTRYPOINT [\"sleep\", \"600\"]\nSTOPSIGNAL SIGKILL");
-    let ends = Image::new("ends", "ENTRYPOINT [\"sh\", \"-c\", \"echo no configuration >&2; exit 3\"]");
+    let silent = Image::new(
+        "silent",
+        "ENTRYPOINT [\"sleep\", \"600\"]\nSTOPSIGNAL SIGKILL",
+    );
+    let ends = Image::new(
+        "ends",
+        "ENTRYPOINT [\"sh\", \"-c\", \"echo no configuration >&2; exit 3\"]",
+    );
     let ports = Image::new("ports", "EXPOSE 81 82");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = format!("{}=taken:port={}:8080", base(), taken.local_addr().unwrap().port());
+    let taken = format!(
+        "{}=taken:port={}:8080",
+        base(),
+        taken.local_addr().unwrap().port()
+    );
     let wrong_path = format!("{}=wrong path:path=/nothing", base());
-    let arguments = ["--runs", "1", "--load", "1", "--ready", "5", "--format", "json"];
-    let images = ["timber-test:absent", &silent.0, &ends.0, &ports.0, &taken, &wrong_path, base()];
+    let arguments = [
+        "--runs", "1", "--load", "1", "--ready", "5", "--format", "json",
+    ];
+    let images = [
+        "timber-test:absent",
+        &silent.0,
+        &ends.0,
+        &ports.0,
+        &taken,
+        &wrong_path,
+        base(),
+    ];
     let (code, said, results) = compare(&[&images[..], &arguments].concat());
     assert_eq!(code, Some(1), "{said}");
-    let failures: Vec<_> =
-        results["images"].as_array().unwrap().iter().map(|image| &image["failure"]).collect();
+    let failures: Vec<_> = results["images"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|image| &image["failure"])
+        .collect();
     for (failure, part) in failures.iter().zip([
         "there is no image timber-test:absent",
         "no answer with status 200 to GET / on port 8080 within 5s",
@@ -217,7 +351,12 @@ fn what_fails_is_told_and_the_others_are_measured() {
         "is taken",
         "the last attempt: status 404",
     ]) {
-        assert!(failure.as_str().is_some_and(|failure| failure.contains(part)), "{part:?} in {failure}");
+        assert!(
+            failure
+                .as_str()
+                .is_some_and(|failure| failure.contains(part)),
+            "{part:?} in {failure}"
+        );
     }
     assert_eq!(*failures[6], Value::Null);
     assert_eq!(*figure(&results, base(), "/work/errors"), 0);
@@ -231,10 +370,16 @@ fn what_fails_is_told_and_the_others_are_measured() {
 #[test]
 fn an_engine_that_is_not_running_is_told() {
     let mut command = workshop(&["compare", "timber-tutorial:2"]);
-    let output = command.env("DOCKER_HOST", "unix:///nowhere/docker.sock").output().unwrap();
+    let output = command
+        .env("DOCKER_HOST", "unix:///nowhere/docker.sock")
+        .output()
+        .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("no container engine answers at unix:///nowhere/docker.sock"), "{said}");
+    assert!(
+        said.contains("no container engine answers at unix:///nowhere/docker.sock"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -242,7 +387,10 @@ fn what_would_spoil_the_end_is_told_at_the_beginning() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let below = format!("{}/results", file.path().display());
     for (arguments, said) in [
-        (["--output", &below], format!("--output: cannot write to {below}")),
+        (
+            ["--output", &below],
+            format!("--output: cannot write to {below}"),
+        ),
         (
             ["--fail-over", "timber-tutorial:3/size=1MB"],
             "timber-tutorial:3: no image has this name".to_owned(),
@@ -250,8 +398,11 @@ fn what_would_spoil_the_end_is_told_at_the_beginning() {
         (["--baseline", "/nowhere.json"], "--baseline".to_owned()),
     ] {
         let mut command = workshop(&["compare", "timber-tutorial:2"]);
-        let output =
-            command.args(arguments).env("DOCKER_HOST", "unix:///nowhere/docker.sock").output().unwrap();
+        let output = command
+            .args(arguments)
+            .env("DOCKER_HOST", "unix:///nowhere/docker.sock")
+            .output()
+            .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(&said), "{stderr}");
@@ -264,11 +415,20 @@ fn an_interrupted_run_leaves_nothing() {
     let _engine = engine();
     for (signal, delay) in [(Signal::INT, 0), (Signal::INT, 300), (Signal::TERM, 700)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
-        command.args(["compare", base(), "--runs", "100", "--output", "/nowhere"]).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        command
+            .args(["compare", base(), "--runs", "100", "--output", "/nowhere"])
+            .stdin(Stdio::null());
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let begin = Instant::now();
         while containers().is_empty() {
-            assert!(begin.elapsed() < Duration::from_mins(1), "it creates no container");
+            assert!(
+                begin.elapsed() < Duration::from_mins(1),
+                "it creates no container"
+            );
         }
         thread::sleep(Duration::from_millis(delay));
         kill_process(Pid::from_child(&child), signal).unwrap();
@@ -276,7 +436,10 @@ fn an_interrupted_run_leaves_nothing() {
         let mut said = String::new();
         child.stderr.unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(code, Some(2), "{said}");
-        assert!(said.contains("error: interrupted") || said.contains("error: terminated"), "{said}");
+        assert!(
+            said.contains("error: interrupted") || said.contains("error: terminated"),
+            "{said}"
+        );
         assert_eq!(containers(), "");
     }
 }
@@ -287,16 +450,28 @@ fn what_a_killed_run_left_is_cleared() {
     let _engine = engine();
     let mut gone = Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
-    docker(&format!("create --label timber.workshop={} {}", gone.id(), base()));
-    let living = docker(&format!("create --label timber.workshop={} {}", process::id(), base()));
+    docker(&format!(
+        "create --label timber.workshop={} {}",
+        gone.id(),
+        base()
+    ));
+    let living = docker(&format!(
+        "create --label timber.workshop={} {}",
+        process::id(),
+        base()
+    ));
     let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(
-        said.contains(&format!("another comparison is running on this engine, as process {}", process::id()))
-    );
+    assert!(said.contains(&format!(
+        "another comparison is running on this engine, as process {}",
+        process::id()
+    )));
     docker(&format!("rm {living}"));
     let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("removed 1 containers of a run that did not end well"), "{said}");
+    assert!(
+        said.contains("removed 1 containers of a run that did not end well"),
+        "{said}"
+    );
     assert_eq!(containers(), "");
 }

@@ -24,21 +24,41 @@ impl Image {
     fn new(name: &str, megabytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut random = File::open("/dev/urandom").unwrap().take(megabytes << 20);
-        std::io::copy(&mut random, &mut File::create(dir.path().join("random")).unwrap()).unwrap();
-        Image::build(name, dir.path(), "FROM scratch\nCOPY random /random\nCMD [\"/random\"]\n")
+        std::io::copy(
+            &mut random,
+            &mut File::create(dir.path().join("random")).unwrap(),
+        )
+        .unwrap();
+        Image::build(
+            name,
+            dir.path(),
+            "FROM scratch\nCOPY random /random\nCMD [\"/random\"]\n",
+        )
     }
 
     fn build(name: &str, context: &Path, dockerfile: &str) -> Self {
         let image = Image(format!("timber-test:pack-{name}-{}", process::id()));
         fs::write(context.join("Dockerfile"), dockerfile).unwrap();
         let context = context.display().to_string();
-        docker(&["build", "--quiet", "--label", "timber.test=true", "--tag", &image.0, &context]);
+        docker(&[
+            "build",
+            "--quiet",
+            "--label",
+            "timber.test=true",
+            "--tag",
+            &image.0,
+            &context,
+        ]);
         image
     }
 
     fn id(&self) -> Option<String> {
-        let output =
-            command("docker", &["image", "inspect", "--format", "{{.Id}}", &self.0]).output().unwrap();
+        let output = command(
+            "docker",
+            &["image", "inspect", "--format", "{{.Id}}", &self.0],
+        )
+        .output()
+        .unwrap();
         output.status.success().then(|| text(&output.stdout))
     }
 
@@ -71,7 +91,10 @@ fn what_was_packed_is_there_again_after_unpacking() {
     assert_eq!(image.id(), Some(id));
     let report = dir.path().join("timber-workshop/report/charts/start.svg");
     assert_eq!(fs::read_to_string(report).unwrap(), "<svg/>");
-    assert_eq!(names_in(&dir), ["comparison", "timber-workshop", "timber-workshop.tar"]);
+    assert_eq!(
+        names_in(&dir),
+        ["comparison", "timber-workshop", "timber-workshop.tar"]
+    );
 
     let again = workshop(&dir, &["unpack", "timber-workshop.tar"]);
     assert_fails(&again, "timber-workshop is there already");
@@ -81,19 +104,34 @@ fn what_was_packed_is_there_again_after_unpacking() {
 #[ignore = "needs Docker Engine"]
 fn an_unpacked_image_runs() {
     let (dir, made) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::write(made.path().join("say.c"), "#include <stdio.h>\nint main(void) { puts(\"unpacked\"); }\n")
+    fs::write(
+        made.path().join("say.c"),
+        "#include <stdio.h>\nint main(void) { puts(\"unpacked\"); }\n",
+    )
+    .unwrap();
+    let compiled = command("cc", &["-static", "-o", "say", "say.c"])
+        .current_dir(made.path())
+        .status()
         .unwrap();
-    let compiled =
-        command("cc", &["-static", "-o", "say", "say.c"]).current_dir(made.path()).status().unwrap();
     assert!(compiled.success());
-    let image = Image::build("run", made.path(), "FROM scratch\nCOPY say /say\nCMD [\"/say\"]\n");
+    let image = Image::build(
+        "run",
+        made.path(),
+        "FROM scratch\nCOPY say /say\nCMD [\"/say\"]\n",
+    );
 
-    let packed = workshop(&dir, &["pack", "small.tar", "--no-crates", "--images", &image.0]);
+    let packed = workshop(
+        &dir,
+        &["pack", "small.tar", "--no-crates", "--images", &image.0],
+    );
     assert!(packed.status.success(), "{}", text(&packed.stderr));
     image.remove();
     let unpacked = workshop(&dir, &["unpack", "small.tar", "elsewhere"]);
     assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
-    assert_eq!(docker(&["run", "--rm", "--label", "timber.test=true", &image.0]), "unpacked");
+    assert_eq!(
+        docker(&["run", "--rm", "--label", "timber.test=true", &image.0]),
+        "unpacked"
+    );
 }
 
 #[test]
@@ -106,13 +144,16 @@ fn the_crates_build_the_service_without_a_network() {
     assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
     let config = dir.path().join("timber-workshop/crates/.cargo/config.toml");
     // An empty home has no crates and no index.
-    let built = command("cargo", &["check", "--locked", "--offline", "--quiet", "--config"])
-        .arg(config)
-        .env("CARGO_HOME", dir.path().join("home"))
-        .env("CARGO_TARGET_DIR", dir.path().join("target"))
-        .current_dir(root())
-        .output()
-        .unwrap();
+    let built = command(
+        "cargo",
+        &["check", "--locked", "--offline", "--quiet", "--config"],
+    )
+    .arg(config)
+    .env("CARGO_HOME", dir.path().join("home"))
+    .env("CARGO_TARGET_DIR", dir.path().join("target"))
+    .current_dir(root())
+    .output()
+    .unwrap();
     assert!(built.status.success(), "{}", text(&built.stderr));
 }
 
@@ -120,12 +161,23 @@ fn the_crates_build_the_service_without_a_network() {
 #[ignore = "needs Docker Engine"]
 fn an_archive_that_is_not_whole_is_refused() {
     let (dir, image) = (tempfile::tempdir().unwrap(), Image::new("damage", 1));
-    let packed = workshop(&dir, &["pack", "good.tar", "--no-crates", "--images", &image.0]);
+    let packed = workshop(
+        &dir,
+        &["pack", "good.tar", "--no-crates", "--images", &image.0],
+    );
     assert!(packed.status.success(), "{}", text(&packed.stderr));
     image.remove();
     let good = fs::read(dir.path().join("good.tar")).unwrap();
 
-    let lengths = [0, 100, 512, 1000, good.len() / 2, good.len() - 2048, good.len() - 4096];
+    let lengths = [
+        0,
+        100,
+        512,
+        1000,
+        good.len() / 2,
+        good.len() - 2048,
+        good.len() - 4096,
+    ];
     for length in lengths {
         refused(&dir, &image, &good[..length], "not a whole archive");
     }
@@ -134,12 +186,24 @@ fn an_archive_that_is_not_whole_is_refused() {
         altered[place] ^= 1;
         refused(&dir, &image, &altered, "is altered");
     }
-    refused(&dir, &image, b"\x1f\x8bsomething else altogether", "not a whole archive");
+    refused(
+        &dir,
+        &image,
+        b"\x1f\x8bsomething else altogether",
+        "not a whole archive",
+    );
     refused(&dir, &image, &[b'x'; 4096], "not a whole archive");
     // A tar, but not of `pack`.
     let mut other = tar::Builder::new(Vec::new());
-    other.append_path_with_name(root().join("Cargo.toml"), "Cargo.toml").unwrap();
-    refused(&dir, &image, &other.into_inner().unwrap(), "it has no manifest");
+    other
+        .append_path_with_name(root().join("Cargo.toml"), "Cargo.toml")
+        .unwrap();
+    refused(
+        &dir,
+        &image,
+        &other.into_inner().unwrap(),
+        "it has no manifest",
+    );
 }
 
 #[test]
@@ -166,7 +230,10 @@ fn no_archive_writes_outside_of_its_directory() {
 #[ignore = "needs Docker Engine"]
 fn an_interrupted_pack_leaves_nothing() {
     let image = Image::new("interrupt", 300);
-    for (signal, before) in [(Signal::INT, None), (Signal::TERM, Some("an earlier archive"))] {
+    for (signal, before) in [
+        (Signal::INT, None),
+        (Signal::TERM, Some("an earlier archive")),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let mut expected = Vec::new();
         if let Some(before) = before {
@@ -177,15 +244,27 @@ fn an_interrupted_pack_leaves_nothing() {
         // Some of it is written already.
         eventually(|| {
             let files = fs::read_dir(dir.path()).unwrap().flatten();
-            files.into_iter().any(|file| file.metadata().is_ok_and(|file| file.len() > 1 << 20))
+            files
+                .into_iter()
+                .any(|file| file.metadata().is_ok_and(|file| file.len() > 1 << 20))
         });
         kill_process(Pid::from_child(&child), signal).unwrap();
         let begun = Instant::now();
-        assert_fails(&child.wait_with_output().unwrap(), "interrupted, nothing was written");
-        assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?} to stop", begun.elapsed());
+        assert_fails(
+            &child.wait_with_output().unwrap(),
+            "interrupted, nothing was written",
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "it took {:?} to stop",
+            begun.elapsed()
+        );
         assert_eq!(names_in(&dir), expected);
         if let Some(before) = before {
-            assert_eq!(fs::read_to_string(dir.path().join("timber-workshop.tar")).unwrap(), before);
+            assert_eq!(
+                fs::read_to_string(dir.path().join("timber-workshop.tar")).unwrap(),
+                before
+            );
         }
     }
 }
@@ -200,7 +279,10 @@ fn interrupted_while_it_collects_crates_it_leaves_nothing() {
         directories.any(|directory| directory.path().join("vendor").is_dir())
     });
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    assert_fails(&child.wait_with_output().unwrap(), "interrupted, nothing was written");
+    assert_fails(
+        &child.wait_with_output().unwrap(),
+        "interrupted, nothing was written",
+    );
     assert!(names_in(&dir).is_empty(), "{:?}", names_in(&dir));
 }
 
@@ -209,7 +291,12 @@ fn interrupted_while_it_collects_crates_it_leaves_nothing() {
 fn a_full_disk_is_told_and_leaves_nothing() {
     let (dir, image) = (tempfile::tempdir().unwrap(), Image::new("full", 3));
     let at = dir.path().display().to_string();
-    assert!(command("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &at]).status().unwrap().success());
+    assert!(
+        command("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &at])
+            .status()
+            .unwrap()
+            .success()
+    );
     let packed = workshop(&dir, &["pack", "--no-crates", "--images", &image.0]);
     let left = names_in(&dir);
     assert!(command("umount", &[&at]).status().unwrap().success());
@@ -230,10 +317,19 @@ fn what_cannot_be_done_is_told_in_a_line() {
         &workshop(&dir, &["pack", "--images", missing, "--report", "none"]),
         "the report none is not a directory",
     );
-    assert_fails(&workshop(&dir, &["pack", "no/where.tar"]), "cannot write to no");
+    assert_fails(
+        &workshop(&dir, &["pack", "no/where.tar"]),
+        "cannot write to no",
+    );
     assert_fails(&workshop(&dir, &["pack", "."]), ". is a directory");
-    assert_fails(&workshop(&dir, &["unpack", "none.tar"]), "cannot open none.tar");
-    let lost = tool(&dir, &["pack"]).env("DOCKER_HOST", "unix:///nowhere.sock").output().unwrap();
+    assert_fails(
+        &workshop(&dir, &["unpack", "none.tar"]),
+        "cannot open none.tar",
+    );
+    let lost = tool(&dir, &["pack"])
+        .env("DOCKER_HOST", "unix:///nowhere.sock")
+        .output()
+        .unwrap();
     assert_fails(&lost, "no container engine answers");
     assert!(names_in(&dir).is_empty(), "{:?}", names_in(&dir));
 }
@@ -271,7 +367,10 @@ fn with_crates(path: &str, kind: tar::EntryType) -> Vec<u8> {
         crates.len()
     );
     let mut outer = tar::Builder::new(Vec::new());
-    for (name, bytes) in [("crates.tar.gz", &crates[..]), ("manifest.json", manifest.as_bytes())] {
+    for (name, bytes) in [
+        ("crates.tar.gz", &crates[..]),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         outer.append_data(&mut header, name, bytes).unwrap();
@@ -284,7 +383,11 @@ fn workshop(dir: &TempDir, arguments: &[&str]) -> Output {
 }
 
 fn start(dir: &TempDir, arguments: &[&str]) -> Child {
-    tool(dir, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    tool(dir, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 fn tool(dir: &TempDir, arguments: &[&str]) -> Command {
@@ -295,7 +398,11 @@ fn tool(dir: &TempDir, arguments: &[&str]) -> Command {
 
 fn docker(arguments: &[&str]) -> String {
     let output = command("docker", arguments).output().unwrap();
-    assert!(output.status.success(), "docker {arguments:?}: {}", text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "docker {arguments:?}: {}",
+        text(&output.stderr)
+    );
     text(&output.stdout)
 }
 
@@ -309,7 +416,10 @@ fn command(program: &str, arguments: &[&str]) -> Command {
 fn assert_fails(output: &Output, words: &str) {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("error: ") && error.contains(words), "{words:?} is not in {error:?}");
+    assert!(
+        error.contains("error: ") && error.contains(words),
+        "{words:?} is not in {error:?}"
+    );
 }
 
 fn eventually(condition: impl Fn() -> bool) {
@@ -323,14 +433,18 @@ fn eventually(condition: impl Fn() -> bool) {
 /// What `ls -A` shows.
 fn names_in(dir: &TempDir) -> Vec<String> {
     let entries = fs::read_dir(dir.path()).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -12,10 +12,18 @@ use super::Contents;
 use crate::results::{Figure, Packages};
 
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"];
-const PACKAGE_MANAGERS: [&str; 12] =
-    ["apt", "apt-get", "dpkg", "apk", "dnf", "microdnf", "yum", "rpm", "zypper", "pacman", "pip", "npm"];
-const PROGRAM_DIRECTORIES: [&str; 6] =
-    ["bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
+const PACKAGE_MANAGERS: [&str; 12] = [
+    "apt", "apt-get", "dpkg", "apk", "dnf", "microdnf", "yum", "rpm", "zypper", "pacman", "pip",
+    "npm",
+];
+const PROGRAM_DIRECTORIES: [&str; 6] = [
+    "bin",
+    "sbin",
+    "usr/bin",
+    "usr/sbin",
+    "usr/local/bin",
+    "usr/local/sbin",
+];
 
 /// One name in the file system.
 struct Node {
@@ -51,7 +59,11 @@ impl Tree {
             if last == ".wh..wh..opq" {
                 removed.push((parent.to_owned(), true));
             } else if let Some(hidden) = last.strip_prefix(".wh.") {
-                let name = if parent.is_empty() { hidden.to_owned() } else { format!("{parent}/{hidden}") };
+                let name = if parent.is_empty() {
+                    hidden.to_owned()
+                } else {
+                    format!("{parent}/{hidden}")
+                };
                 removed.push((name, false));
             } else if !name.is_empty() {
                 added.add(name, &mut entry)?;
@@ -81,15 +93,34 @@ impl Tree {
                 .nodes
                 .get(&to)
                 .with_context(|| format!("{name} is a link to {to}, which is not there"))?;
-            let node = Node { kind: node.kind, mode: node.mode, inode: node.inode };
+            let node = Node {
+                kind: node.kind,
+                mode: node.mode,
+                inode: node.inode,
+            };
             self.nodes.insert(name, node);
             return Ok(());
         }
         let bytes = if kind.is_file() { entry.size() } else { 0 };
         let text = is_read(&name).then(|| read_text(entry)).transpose()?;
-        let crates = if kind.is_file() && mode & 0o111 != 0 { crates_in(entry)? } else { 0 };
-        self.inodes.push(Inode { bytes, crates, text });
-        self.nodes.insert(name, Node { kind, mode, inode: self.inodes.len() - 1 });
+        let crates = if kind.is_file() && mode & 0o111 != 0 {
+            crates_in(entry)?
+        } else {
+            0
+        };
+        self.inodes.push(Inode {
+            bytes,
+            crates,
+            text,
+        });
+        self.nodes.insert(
+            name,
+            Node {
+                kind,
+                mode,
+                inode: self.inodes.len() - 1,
+            },
+        );
         Ok(())
     }
 
@@ -113,7 +144,9 @@ impl Tree {
         let files = || self.nodes.iter().filter(|(_, node)| node.kind.is_file());
         let inodes: BTreeSet<_> = files().map(|(_, node)| node.inode).collect();
         let executables = || files().filter(|(_, node)| node.mode & 0o111 != 0);
-        let managers = PACKAGE_MANAGERS.iter().filter(|name| self.program(name).is_some());
+        let managers = PACKAGE_MANAGERS
+            .iter()
+            .filter(|name| self.program(name).is_some());
         let setuid = executables().filter(|(_, node)| node.mode & 0o6000 != 0);
         Contents {
             unpacked_bytes: inodes.iter().map(|&inode| self.inodes[inode].bytes).sum(),
@@ -124,17 +157,26 @@ impl Tree {
             shell: SHELLS.iter().find_map(|name| self.program(name)),
             package_managers: managers.map(|&name| name.to_owned()).collect(),
             setuid: setuid.map(|(name, _)| format!("/{name}")).collect(),
-            base: ["etc/os-release", "usr/lib/os-release"].iter().find_map(|name| {
-                let line = self.text(name)?.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
-                Some(line.trim_matches('"').to_owned())
-            }),
+            base: ["etc/os-release", "usr/lib/os-release"]
+                .iter()
+                .find_map(|name| {
+                    let line = self
+                        .text(name)?
+                        .lines()
+                        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+                    Some(line.trim_matches('"').to_owned())
+                }),
             packages: self.packages(&inodes),
         }
     }
 
     fn packages(&self, inodes: &BTreeSet<usize>) -> Figure<Vec<Packages>> {
         let rpm = ["var/lib/rpm/", "usr/lib/sysimage/rpm/"];
-        if self.nodes.keys().any(|name| rpm.iter().any(|directory| name.starts_with(directory))) {
+        if self
+            .nodes
+            .keys()
+            .any(|name| rpm.iter().any(|directory| name.starts_with(directory)))
+        {
             return Figure::NotAvailable("rpm's database is not read here".to_owned());
         }
         let counts = [
@@ -147,16 +189,29 @@ impl Tree {
                     .filter(|(name, node)| node.kind.is_file() && is_python_package(name))
                     .count() as u64,
             ),
-            ("crate", inodes.iter().map(|&inode| self.inodes[inode].crates).sum()),
+            (
+                "crate",
+                inodes.iter().map(|&inode| self.inodes[inode].crates).sum(),
+            ),
         ];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-        Figure::Value(counts.map(|(kind, count)| Packages { kind: kind.to_owned(), count }).collect())
+        Figure::Value(
+            counts
+                .map(|(kind, count)| Packages {
+                    kind: kind.to_owned(),
+                    count,
+                })
+                .collect(),
+        )
     }
 
     /// The whole database, or, in images without dpkg itself, a file for each package.
     fn dpkg(&self) -> u64 {
         let installed = self.lines_with("var/lib/dpkg/status", "Status: install ok installed");
-        let single = self.nodes.range("var/lib/dpkg/status.d/".to_owned()..).map(|(name, _)| name);
+        let single = self
+            .nodes
+            .range("var/lib/dpkg/status.d/".to_owned()..)
+            .map(|(name, _)| name);
         let single = single.take_while(|name| name.starts_with("var/lib/dpkg/status.d/"));
         installed + single.filter(|name| !name.ends_with(".md5sums")).count() as u64
     }
@@ -172,18 +227,26 @@ impl Tree {
 
     /// Where it is, if it is there: a file that can be executed, or a link.
     fn program(&self, name: &str) -> Option<String> {
-        let paths = PROGRAM_DIRECTORIES.iter().map(|directory| format!("{directory}/{name}"));
+        let paths = PROGRAM_DIRECTORIES
+            .iter()
+            .map(|directory| format!("{directory}/{name}"));
         let is_program = |path: &String| {
             self.nodes
                 .get(path)
                 .is_some_and(|node| node.kind != EntryType::Directory && node.mode & 0o111 != 0)
         };
-        paths.into_iter().find(is_program).map(|path| format!("/{path}"))
+        paths
+            .into_iter()
+            .find(is_program)
+            .map(|path| format!("/{path}"))
     }
 }
 
 fn is_read(name: &str) -> bool {
-    matches!(name, "etc/os-release" | "usr/lib/os-release" | "var/lib/dpkg/status" | "lib/apk/db/installed")
+    matches!(
+        name,
+        "etc/os-release" | "usr/lib/os-release" | "var/lib/dpkg/status" | "lib/apk/db/installed"
+    )
 }
 
 fn is_python_package(name: &str) -> bool {

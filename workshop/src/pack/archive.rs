@@ -69,10 +69,16 @@ impl Archive {
         let bar = progress::bytes("saving images", expected_bytes(images));
         let mut saved = Meter::new(saved, &bar, &self.stop);
         self.part(IMAGES, &format!("{} images", images.len()), |out| {
-            let mut out = Ending { inner: out, last: [1; ENDING] };
+            let mut out = Ending {
+                inner: out,
+                last: [1; ENDING],
+            };
             io::copy(&mut saved, &mut out).context("cannot save the images")?;
             // An engine that fails in the middle may end its answer as if nothing had happened.
-            ensure!(out.last == [0; ENDING], "cannot save the images: the engine's archive has no end");
+            ensure!(
+                out.last == [0; ENDING],
+                "cannot save the images: the engine's archive has no end"
+            );
             Ok(())
         })?;
         self.manifest.images = images
@@ -114,16 +120,23 @@ impl Archive {
         let (bytes, sha256) = compressor.finish()?.finish();
         let end = self.file.stream_position()?;
         self.file.seek(SeekFrom::Start(start))?;
-        self.file.write_all(header(name, bytes, self.manifest.made)?.as_bytes())?;
+        self.file
+            .write_all(header(name, bytes, self.manifest.made)?.as_bytes())?;
         self.file.seek(SeekFrom::Start(end))?;
         self.pad()?;
-        self.manifest.parts.push(Part { name: name.into(), what: what.into(), bytes, sha256 });
+        self.manifest.parts.push(Part {
+            name: name.into(),
+            what: what.into(),
+            bytes,
+            sha256,
+        });
         Ok(())
     }
 
     pub fn finish(&mut self) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.manifest)? + "\n";
-        self.file.write_all(header(MANIFEST, text.len() as u64, self.manifest.made)?.as_bytes())?;
+        self.file
+            .write_all(header(MANIFEST, text.len() as u64, self.manifest.made)?.as_bytes())?;
         self.file.write_all(text.as_bytes())?;
         self.pad()?;
         self.file.write_all(&[0; ENDING])?;
@@ -178,7 +191,11 @@ impl<W: Write> Write for Ending<W> {
 /// image stands on the other.
 fn expected_bytes(images: &[(String, ImageInspect)]) -> u64 {
     let layers_of = |image: &ImageInspect| {
-        image.root_fs.as_ref().and_then(|root| root.layers.clone()).unwrap_or_default()
+        image
+            .root_fs
+            .as_ref()
+            .and_then(|root| root.layers.clone())
+            .unwrap_or_default()
     };
     let mut seen = HashSet::new();
     let all: Vec<(Vec<String>, u64)> = images
@@ -188,24 +205,40 @@ fn expected_bytes(images: &[(String, ImageInspect)]) -> u64 {
         .collect();
     all.iter()
         .map(|(layers, bytes)| {
-            let below =
-                all.iter().filter(|(other, _)| other.len() < layers.len() && layers.starts_with(other));
-            bytes - below.map(|&(_, bytes)| bytes).max().unwrap_or(0).min(*bytes)
+            let below = all
+                .iter()
+                .filter(|(other, _)| other.len() < layers.len() && layers.starts_with(other));
+            bytes
+                - below
+                    .map(|&(_, bytes)| bytes)
+                    .max()
+                    .unwrap_or(0)
+                    .min(*bytes)
         })
         .sum()
 }
 
 fn size_of(image: &ImageInspect) -> u64 {
-    image.size.and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
+    image
+        .size
+        .and_then(|bytes| bytes.try_into().ok())
+        .unwrap_or_default()
 }
 
 /// Of all files in it.
 fn bytes_in(directory: &Path) -> Result<u64> {
     let mut bytes = 0;
-    for entry in directory.read_dir().with_context(|| format!("cannot read {}", directory.display()))? {
+    for entry in directory
+        .read_dir()
+        .with_context(|| format!("cannot read {}", directory.display()))?
+    {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() { bytes_in(&entry.path())? } else { metadata.len() };
+        bytes += if metadata.is_dir() {
+            bytes_in(&entry.path())?
+        } else {
+            metadata.len()
+        };
     }
     Ok(bytes)
 }
@@ -244,8 +277,12 @@ mod tests {
     fn the_last_bytes_are_kept_however_they_come() {
         let all: Vec<u8> = (0..=u8::MAX).cycle().take(3000).collect();
         for chunk in [1, 7, 1000, 1024, 3000] {
-            let mut out = Ending { inner: io::sink(), last: [1; ENDING] };
-            all.chunks(chunk).for_each(|chunk| out.write_all(chunk).unwrap());
+            let mut out = Ending {
+                inner: io::sink(),
+                last: [1; ENDING],
+            };
+            all.chunks(chunk)
+                .for_each(|chunk| out.write_all(chunk).unwrap());
             assert_eq!(out.last, all[3000 - ENDING..], "{chunk}");
         }
     }

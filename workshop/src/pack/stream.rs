@@ -18,12 +18,20 @@ pub struct Meter<T> {
 
 impl<T> Meter<T> {
     pub fn new(inner: T, bar: &ProgressBar, stop: &CancellationToken) -> Self {
-        Meter { inner, bar: bar.clone(), stop: stop.clone() }
+        Meter {
+            inner,
+            bar: bar.clone(),
+            stop: stop.clone(),
+        }
     }
 
     /// Not `ErrorKind::Interrupted`, which callers take for "try again".
     fn check(&self) -> io::Result<()> {
-        if self.stop.is_cancelled() { Err(io::Error::other("interrupted")) } else { Ok(()) }
+        if self.stop.is_cancelled() {
+            Err(io::Error::other("interrupted"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -58,7 +66,11 @@ pub struct Summed<W> {
 
 impl<W> Summed<W> {
     pub fn new(inner: W) -> Self {
-        Summed { inner, bytes: 0, sha256: Sha256::new() }
+        Summed {
+            inner,
+            bytes: 0,
+            sha256: Sha256::new(),
+        }
     }
 
     /// Bytes, and their SHA-256 in hexadecimal digits.

@@ -65,10 +65,19 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationToken) -> Result<()> {
-    let directory =
-        directory.clone().unwrap_or_else(|| file.with_extension("").file_name().unwrap_or_default().into());
-    ensure!(!directory.exists(), "{} is there already", directory.display());
-    let mut archive = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+    let directory = directory.clone().unwrap_or_else(|| {
+        file.with_extension("")
+            .file_name()
+            .unwrap_or_default()
+            .into()
+    });
+    ensure!(
+        !directory.exists(),
+        "{} is there already",
+        directory.display()
+    );
+    let mut archive =
+        File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
     let docker = Engine::connect().await?.docker;
     let unfinished = tempfile::Builder::new()
         .prefix(".timber-workshop-")
@@ -100,21 +109,34 @@ async fn unpack(Arguments { file, directory }: &Arguments, stop: &CancellationTo
 
     if let Some(place) = places.get(IMAGES) {
         let load = load(&docker, archive, *place, stop);
-        stop.run_until_cancelled(load).await.context("interrupted")??;
+        stop.run_until_cancelled(load)
+            .await
+            .context("interrupted")??;
     }
     for image in &manifest.images {
         let found = engine::find(&docker, &image.name).await?;
-        let found =
-            found.with_context(|| format!("the engine took the images, but does not have {}", image.name))?;
+        let found = found.with_context(|| {
+            format!(
+                "the engine took the images, but does not have {}",
+                image.name
+            )
+        })?;
         if found.id.as_ref() != Some(&image.id) {
-            eprintln!("note: {} has another id here: this engine stores images in another way", image.name);
+            eprintln!(
+                "note: {} has another id here: this engine stores images in another way",
+                image.name
+            );
         }
     }
     fs::rename(unfinished.path(), &directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     drop(unfinished.keep());
 
-    let names: Vec<&str> = manifest.images.iter().map(|image| image.name.as_str()).collect();
+    let names: Vec<&str> = manifest
+        .images
+        .iter()
+        .map(|image| image.name.as_str())
+        .collect();
     println!("loaded {}", names.join(", "));
     println!("the rest is in {}", directory.display());
     if places.contains_key(CRATES) {
@@ -131,12 +153,20 @@ fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMa
     for entry in archive.entries()? {
         let mut entry = entry?;
         ensure!(manifest.is_none(), "something follows the manifest");
-        let name = entry.path()?.to_str().context("a part has a strange name")?.to_owned();
-        let place = Place { start: entry.raw_file_position(), bytes: entry.size() };
+        let name = entry
+            .path()?
+            .to_str()
+            .context("a part has a strange name")?
+            .to_owned();
+        let place = Place {
+            start: entry.raw_file_position(),
+            bytes: entry.size(),
+        };
         if name == MANIFEST {
             let mut text = Vec::new();
             entry.take(MOST_MANIFEST_BYTES).read_to_end(&mut text)?;
-            let read: Manifest = serde_json::from_slice(&text).context("the manifest is damaged")?;
+            let read: Manifest =
+                serde_json::from_slice(&text).context("the manifest is damaged")?;
             ensure!(
                 read.format == FORMAT,
                 "it has format {}, this timber-workshop reads {FORMAT}",
@@ -149,15 +179,23 @@ fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMa
             let sum = sum.finish();
             // The length that is in the header is not there when the file was cut off.
             ensure!(sum.0 == place.bytes, "{name} is cut off");
-            ensure!(found.insert(name.clone(), (place, sum)).is_none(), "{name} is there twice");
+            ensure!(
+                found.insert(name.clone(), (place, sum)).is_none(),
+                "{name} is there twice"
+            );
         }
     }
     let manifest = manifest.context("it has no manifest")?;
     let mut places = BTreeMap::new();
     for part in &manifest.parts {
-        let (place, (bytes, sha256)) =
-            found.remove(&part.name).with_context(|| format!("{} is missing", part.name))?;
-        ensure!(bytes == part.bytes && sha256 == part.sha256, "{} is altered", part.name);
+        let (place, (bytes, sha256)) = found
+            .remove(&part.name)
+            .with_context(|| format!("{} is missing", part.name))?;
+        ensure!(
+            bytes == part.bytes && sha256 == part.sha256,
+            "{} is altered",
+            part.name
+        );
         places.insert(part.name.clone(), place);
     }
     if let Some(name) = found.keys().next() {
@@ -167,7 +205,12 @@ fn check(file: &mut File, stop: &CancellationToken) -> Result<(Manifest, BTreeMa
 }
 
 /// Files and directories below `directory`, nothing else, nothing elsewhere.
-fn extract(file: &mut File, place: Place, directory: &Path, stop: &CancellationToken) -> Result<()> {
+fn extract(
+    file: &mut File,
+    place: Place,
+    directory: &Path,
+    stop: &CancellationToken,
+) -> Result<()> {
     let bar = progress::bytes("unpacking", place.bytes);
     file.seek(SeekFrom::Start(place.start))?;
     let compressed = Meter::new(file.take(place.bytes), &bar, stop);
@@ -176,20 +219,31 @@ fn extract(file: &mut File, place: Place, directory: &Path, stop: &CancellationT
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
-        let stays = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let stays = path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         let kind = entry.header().entry_type();
         ensure!(
             stays && (kind.is_file() || kind.is_dir()),
             "it has {}, a {kind:?}, which is refused",
             path.display()
         );
-        ensure!(entry.unpack_in(directory)?, "it has {}, which is refused", path.display());
+        ensure!(
+            entry.unpack_in(directory)?,
+            "it has {}, which is refused",
+            path.display()
+        );
     }
     Ok(())
 }
 
 /// Unpacked on the way: Docker Engine would do that itself, podman's engine would not.
-async fn load(docker: &Docker, mut file: File, place: Place, stop: &CancellationToken) -> Result<()> {
+async fn load(
+    docker: &Docker,
+    mut file: File,
+    place: Place,
+    stop: &CancellationToken,
+) -> Result<()> {
     let bar = progress::bytes("loading images", place.bytes);
     file.seek(SeekFrom::Start(place.start))?;
     let mut images = GzDecoder::new(Meter::new(file.take(place.bytes), &bar, stop));
@@ -215,7 +269,10 @@ async fn load(docker: &Docker, mut file: File, place: Place, stop: &Cancellation
     while let Some(answer) = answers.next().await {
         let answer = answer.context("the engine does not take the images")?;
         if let Some(detail) = answer.error_detail {
-            bail!("the engine does not take the images: {}", detail.message.unwrap_or_default());
+            bail!(
+                "the engine does not take the images: {}",
+                detail.message.unwrap_or_default()
+            );
         }
         if let Some(status) = answer.status {
             progress::say(&bar, &status);

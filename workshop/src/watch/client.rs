@@ -4,7 +4,9 @@ use std::{error::Error, fmt, io, iter, str::FromStr};
 
 use anyhow::{Context, Result, ensure};
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, Response, StatusCode, Uri, body::Bytes, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Request, Response, StatusCode, Uri, body::Bytes, body::Incoming, client::conn::http1, header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::{net, net::TcpStream, task::JoinSet, time};
@@ -29,26 +31,47 @@ impl FromStr for Target {
 
     fn from_str(url: &str) -> Result<Self> {
         let expected = "expected http://HOST[:PORT][/PATH]";
-        let uri: Uri = url.parse().with_context(|| format!("not a URL, {expected}"))?;
+        let uri: Uri = url
+            .parse()
+            .with_context(|| format!("not a URL, {expected}"))?;
         let scheme = uri.scheme_str().unwrap_or_default();
-        ensure!(scheme != "https", "TLS is not spoken, only HTTP: {expected}");
+        ensure!(
+            scheme != "https",
+            "TLS is not spoken, only HTTP: {expected}"
+        );
         ensure!(scheme == "http", "not an http URL, {expected}");
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
         let host = uri.host().unwrap_or_default();
-        ensure!(!authority.contains('@'), "it sends no user name or password: {expected}");
+        ensure!(
+            !authority.contains('@'),
+            "it sends no user name or password: {expected}"
+        );
         let port = match authority.strip_prefix(host).unwrap_or_default() {
             "" => 80,
-            rest => rest.strip_prefix(':').and_then(|port| port.parse().ok()).unwrap_or(0),
+            rest => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .unwrap_or(0),
         };
-        ensure!(!host.is_empty() && port > 0, "the host or its port is wrong, {expected}");
+        ensure!(
+            !host.is_empty() && port > 0,
+            "the host or its port is wrong, {expected}"
+        );
         let path = match uri.path_and_query().map_or("/", |path| path.as_str()) {
             "/" if !url["http://".len()..].contains('/') => "/version".to_owned(),
             query if query.starts_with('?') => format!("/{query}"),
             path => path.to_owned(),
         };
-        let path = path.parse().with_context(|| format!("the path is wrong, {expected}"))?;
+        let path = path
+            .parse()
+            .with_context(|| format!("the path is wrong, {expected}"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
-        Ok(Target { authority, host, port, path })
+        Ok(Target {
+            authority,
+            host,
+            port,
+            path,
+        })
     }
 }
 
@@ -155,7 +178,10 @@ impl Target {
         let exchange = self.exchange(connection, kept.is_some(), progress);
         let Ok(result) = time::timeout(timeout, exchange).await else {
             let detail = format!("{} took longer than {timeout:?}", progress.step);
-            return Err(Loss { cause: Cause::TimedOut, detail });
+            return Err(Loss {
+                cause: Cause::TimedOut,
+                detail,
+            });
         };
         let connection = result?;
         if let Some(kept) = kept {
@@ -178,7 +204,9 @@ impl Target {
                 connection = Some(candidate);
             }
             progress.reused = connection.is_some();
-            progress.answerer = connection.as_ref().and_then(|connection| connection.answerer.clone());
+            progress.answerer = connection
+                .as_ref()
+                .and_then(|connection| connection.answerer.clone());
             let mut connection = match connection {
                 Some(connection) => connection,
                 None => self.connect(progress).await?,
@@ -202,7 +230,10 @@ impl Target {
             }
             if status != StatusCode::OK {
                 let detail = format!("{status}: {}", first_words(&body));
-                return Err(Loss { cause: Cause::Status(status.as_u16()), detail });
+                return Err(Loss {
+                    cause: Cause::Status(status.as_u16()),
+                    detail,
+                });
             }
             result.map_err(|error| Loss::of(&error, true))?;
             connection.answerer.clone_from(&progress.answerer);
@@ -214,28 +245,43 @@ impl Target {
         // For every connection, as clients do: what the name stands for may change with the roll-out.
         progress.step = "resolving the host's name";
         let addresses = net::lookup_host((&*self.host, self.port)).await;
-        let unresolved = |error| Loss { cause: Cause::Unresolved, detail: format!("{}: {error}", self.host) };
+        let unresolved = |error| Loss {
+            cause: Cause::Unresolved,
+            detail: format!("{}: {error}", self.host),
+        };
         let addresses: Vec<_> = addresses.map_err(unresolved)?.collect();
         progress.step = "connecting";
-        let stream = TcpStream::connect(&*addresses).await.map_err(|error| Loss::of(&error, false))?;
+        let stream = TcpStream::connect(&*addresses)
+            .await
+            .map_err(|error| Loss::of(&error, false))?;
         let stream = TokioIo::new(stream);
-        let (sender, mut connection) =
-            http1::handshake(stream).await.map_err(|error| Loss::of(&error, false))?;
+        let (sender, mut connection) = http1::handshake(stream)
+            .await
+            .map_err(|error| Loss::of(&error, false))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             _ = (&mut connection).await; // its errors reach the request, if one is under way
             !connection.into_parts().read_buf.is_empty()
         });
-        Ok(Connection { sender, driver, answerer: None })
+        Ok(Connection {
+            sender,
+            driver,
+            answerer: None,
+        })
     }
 
     fn request(&self, keep: bool) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.path.clone();
         let agent = concat!("timber-workshop/", env!("CARGO_PKG_VERSION"));
-        let host = self.authority.parse().expect("an authority is made of what headers are made of");
+        let host = self
+            .authority
+            .parse()
+            .expect("an authority is made of what headers are made of");
         request.headers_mut().insert(header::HOST, host);
-        request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static(agent));
+        request
+            .headers_mut()
+            .insert(header::USER_AGENT, header::HeaderValue::from_static(agent));
         if !keep {
             let close = header::HeaderValue::from_static("close");
             request.headers_mut().insert(header::CONNECTION, close);
@@ -290,7 +336,10 @@ impl Loss {
             None => Cause::Closed,
         };
         let detail: Vec<_> = chain().map(ToString::to_string).collect();
-        Loss { cause, detail: detail.join(": ") }
+        Loss {
+            cause,
+            detail: detail.join(": "),
+        }
     }
 }
 
@@ -303,12 +352,13 @@ impl Cause {
             // Written to after the reset, a connection says that its pipe is broken.
             (Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe, _) => Cause::Reset,
             (Kind::TimedOut, _) => Cause::TimedOut,
-            (Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown, _) => Cause::Unreachable,
+            (Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown, _) => {
+                Cause::Unreachable
+            }
             // Of hyper, about chunks.
             (Kind::InvalidInput | Kind::InvalidData, _) => Cause::Malformed,
-            (Kind::AddrNotAvailable, _) | (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS)) => {
-                Cause::Exhausted
-            }
+            (Kind::AddrNotAvailable, _)
+            | (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS)) => Cause::Exhausted,
             _ => Cause::Other,
         }
     }

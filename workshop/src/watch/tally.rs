@@ -163,12 +163,20 @@ impl Tally {
     /// Returns what is worth a line of its own: the first of its kind.
     pub fn add(&mut self, event: Event) -> Option<String> {
         let (connection, due, done, progress, result) = match event {
-            Event::Asked { connection, due, done, progress, result } => {
-                (connection, due, done, progress, result)
-            }
+            Event::Asked {
+                connection,
+                due,
+                done,
+                progress,
+                result,
+            } => (connection, due, done, progress, result),
             Event::Unsent { reason } => return self.add_unsent(reason),
         };
-        if let Err(Loss { cause: Cause::Exhausted, detail }) = result {
+        if let Err(Loss {
+            cause: Cause::Exhausted,
+            detail,
+        }) = result
+        {
             return self.add_unsent(detail);
         }
         self.ever_answered |= progress.answered;
@@ -187,9 +195,18 @@ impl Tally {
             }
             Err(loss) => {
                 counts.lost += 1;
-                let early = matches!(loss.cause, Cause::Reset | Cause::Closed) && !progress.answered;
+                let early =
+                    matches!(loss.cause, Cause::Reset | Cause::Closed) && !progress.answered;
                 self.retriable += u64::from(early && progress.reused);
-                self.add_loss(due, LossKey { connection, cause: loss.cause, answerer }, loss.detail)
+                self.add_loss(
+                    due,
+                    LossKey {
+                        connection,
+                        cause: loss.cause,
+                        answerer,
+                    },
+                    loss.detail,
+                )
             }
         }
     }
@@ -216,7 +233,11 @@ impl Tally {
             }
             Entry::Vacant(entry) => {
                 let news = format!("first answer of {}", entry.key());
-                entry.insert(AnswerRow { good: 1, first_seconds: seconds, last_seconds: seconds });
+                entry.insert(AnswerRow {
+                    good: 1,
+                    first_seconds: seconds,
+                    last_seconds: seconds,
+                });
                 Some(news)
             }
         }
@@ -240,7 +261,12 @@ impl Tally {
             }
             Entry::Vacant(entry) => {
                 let news = format!("first loss of its kind: {} ({detail})", entry.key());
-                entry.insert(LossRow { count: 1, first_seconds: seconds, last_seconds: seconds, detail });
+                entry.insert(LossRow {
+                    count: 1,
+                    first_seconds: seconds,
+                    last_seconds: seconds,
+                    detail,
+                });
                 Some(news)
             }
         }
@@ -249,7 +275,10 @@ impl Tally {
     fn end_gap(&mut self, at: Instant) {
         let seconds = at.saturating_duration_since(self.last_good).as_secs_f64();
         if seconds > self.longest_gap.seconds {
-            self.longest_gap = Gap { seconds, from_seconds: self.seconds_at(self.last_good) };
+            self.longest_gap = Gap {
+                seconds,
+                from_seconds: self.seconds_at(self.last_good),
+            };
         }
     }
 
@@ -257,33 +286,67 @@ impl Tally {
     pub fn finish(&mut self) {
         self.seconds = self.seconds_at(Instant::now());
         self.end_gap(self.last_due); // what is awaited after the last request is no gap
-        let at = |quantile| seconds(Duration::from_micros(self.histogram.value_at_quantile(quantile)));
-        let latency = || Latency { p50: at(0.5), p99: at(0.99), max: at(1.0) };
+        let at = |quantile| {
+            seconds(Duration::from_micros(
+                self.histogram.value_at_quantile(quantile),
+            ))
+        };
+        let latency = || Latency {
+            p50: at(0.5),
+            p99: at(0.99),
+            max: at(1.0),
+        };
         self.latency_seconds = (self.good > 0).then(latency);
     }
 
     /// For the live view, in one line.
     pub fn status(&self, under_way: usize) -> String {
         let now = self.seconds_at(Instant::now());
-        let recent = self.answers.iter().filter(|(_, row)| row.last_seconds > now - 1.0);
+        let recent = self
+            .answers
+            .iter()
+            .filter(|(_, row)| row.last_seconds > now - 1.0);
         let mut releases: BTreeMap<String, u32> = BTreeMap::new();
         for (answerer, _) in recent {
-            *releases.entry(or_unknown(answerer.release.as_deref())).or_default() += 1;
+            *releases
+                .entry(or_unknown(answerer.release.as_deref()))
+                .or_default() += 1;
         }
-        let hosts = |count| if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
+        let hosts = |count| {
+            if count == 1 {
+                "1 host".to_owned()
+            } else {
+                format!("{count} hosts")
+            }
+        };
         let releases: Vec<_> = releases
             .iter()
             .map(|(release, count)| format!("release {release} on {}", hosts(*count)))
             .collect();
-        let releases = if releases.is_empty() { "nobody".to_owned() } else { releases.join(", ") };
+        let releases = if releases.is_empty() {
+            "nobody".to_owned()
+        } else {
+            releases.join(", ")
+        };
         let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
         for (key, row) in &self.losses {
             *causes.entry(key.cause).or_default() += row.count;
         }
-        let causes: Vec<_> = causes.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-        let causes = if causes.is_empty() { String::new() } else { format!("; lost: {}", causes.join(", ")) };
+        let causes: Vec<_> = causes
+            .iter()
+            .map(|(cause, count)| format!("{count} {cause}"))
+            .collect();
+        let causes = if causes.is_empty() {
+            String::new()
+        } else {
+            format!("; lost: {}", causes.join(", "))
+        };
         let Tally { good, lost, .. } = self;
-        let under_way = if under_way > 0 { format!(", {under_way} under way") } else { String::new() };
+        let under_way = if under_way > 0 {
+            format!(", {under_way} under way")
+        } else {
+            String::new()
+        };
         format!("{now:.1} s: {good} good, {lost} lost{under_way}; answering: {releases}{causes}")
     }
 
@@ -318,22 +381,50 @@ impl fmt::Display for LossKey {
             Connections::Kept => "kept",
         };
         write!(f, "{} on a {connection} connection", self.cause)?;
-        if self.answerer == Answerer::default() { Ok(()) } else { write!(f, ", {}", self.answerer) }
+        if self.answerer == Answerer::default() {
+            Ok(())
+        } else {
+            write!(f, ", {}", self.answerer)
+        }
     }
 }
 
 /// The summary for people.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Tally { url, seconds, asked, good, lost, new, kept, .. } = self;
-        writeln!(f, "{url}, {seconds:.1} s: {asked} asked, {good} good, {lost} lost")?;
+        let Tally {
+            url,
+            seconds,
+            asked,
+            good,
+            lost,
+            new,
+            kept,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "{url}, {seconds:.1} s: {asked} asked, {good} good, {lost} lost"
+        )?;
         for (name, counts) in [("new", new), ("kept", kept)] {
             if counts.asked > 0 {
                 let Counts { asked, good, lost } = counts;
-                writeln!(f, "  on {name} connections: {asked} asked, {good} good, {lost} lost")?;
+                writeln!(
+                    f,
+                    "  on {name} connections: {asked} asked, {good} good, {lost} lost"
+                )?;
             }
         }
-        for (key, LossRow { count, first_seconds, last_seconds, detail }) in &self.losses {
+        for (
+            key,
+            LossRow {
+                count,
+                first_seconds,
+                last_seconds,
+                detail,
+            },
+        ) in &self.losses
+        {
             let when = if count == &1 {
                 format!("at {first_seconds:.1} s")
             } else {
@@ -343,19 +434,46 @@ impl fmt::Display for Tally {
         }
         if self.retriable > 0 {
             let count = self.retriable;
-            writeln!(f, "  {count} of the lost ones would be asked again, unseen, by a browser")?;
+            writeln!(
+                f,
+                "  {count} of the lost ones would be asked again, unseen, by a browser"
+            )?;
         }
         if let Some(reason) = &self.unsent_reason {
-            writeln!(f, "  not sent, so neither good nor lost: {} ({reason})", self.unsent)?;
+            writeln!(
+                f,
+                "  not sent, so neither good nor lost: {} ({reason})",
+                self.unsent
+            )?;
         }
-        for (answerer, AnswerRow { good, first_seconds, last_seconds }) in &self.answers {
-            writeln!(f, "  good: {good} from {answerer}, from {first_seconds:.1} to {last_seconds:.1} s")?;
+        for (
+            answerer,
+            AnswerRow {
+                good,
+                first_seconds,
+                last_seconds,
+            },
+        ) in &self.answers
+        {
+            writeln!(
+                f,
+                "  good: {good} from {answerer}, from {first_seconds:.1} to {last_seconds:.1} s"
+            )?;
         }
         if let Some(Latency { p50, p99, max }) = &self.latency_seconds {
             let [p50, p99, max] = [p50, p99, max].map(|seconds| seconds * 1e3);
-            writeln!(f, "  latency: {p50:.0} ms in the middle, {p99:.0} ms at 99 %, {max:.0} ms at most")?;
+            writeln!(
+                f,
+                "  latency: {p50:.0} ms in the middle, {p99:.0} ms at 99 %, {max:.0} ms at most"
+            )?;
         }
-        let Gap { seconds, from_seconds } = self.longest_gap;
-        write!(f, "  longest time without a good answer: {seconds:.2} s, from {from_seconds:.1} s")
+        let Gap {
+            seconds,
+            from_seconds,
+        } = self.longest_gap;
+        write!(
+            f,
+            "  longest time without a good answer: {seconds:.2} s, from {from_seconds:.1} s"
+        )
     }
 }

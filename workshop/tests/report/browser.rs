@@ -21,7 +21,10 @@ const PULL_BARS: &str = "#chart-pull .bar";
 
 /// The report of the fixture, and where it is.
 fn report(directory: &Path) -> String {
-    show(Path::new(RESULTS), &["--output", directory.to_str().unwrap()]);
+    show(
+        Path::new(RESULTS),
+        &["--output", directory.to_str().unwrap()],
+    );
     format!("file://{}", directory.join("report.html").display())
 }
 
@@ -35,7 +38,10 @@ fn browser() -> Browser {
 
 fn nodes(browser: &mut Browser, selector: &str) -> Vec<Value> {
     let root = browser.call("DOM.getDocument", &json!({ "depth": 0 }))["root"]["nodeId"].clone();
-    let found = browser.call("DOM.querySelectorAll", &json!({ "nodeId": root, "selector": selector }));
+    let found = browser.call(
+        "DOM.querySelectorAll",
+        &json!({ "nodeId": root, "selector": selector }),
+    );
     found["nodeIds"].as_array().unwrap().clone()
 }
 
@@ -50,7 +56,10 @@ fn edges(browser: &mut Browser, node: &Value) -> [f64; 4] {
 fn widths(browser: &mut Browser, selector: &str) -> Vec<f64> {
     let nodes = nodes(browser, selector);
     let width = |[left, _, right, _]: [f64; 4]| right - left;
-    nodes.iter().map(|node| width(edges(browser, node))).collect()
+    nodes
+        .iter()
+        .map(|node| width(edges(browser, node)))
+        .collect()
 }
 
 /// Of the first that a selector finds.
@@ -58,7 +67,10 @@ fn style(browser: &mut Browser, selector: &str, property: &str) -> String {
     let node = nodes(browser, selector).remove(0);
     let styles = browser.call("CSS.getComputedStyleForNode", &json!({ "nodeId": node }));
     let mut styles = styles["computedStyle"].as_array().unwrap().iter();
-    styles.find(|style| style["name"] == property).unwrap()["value"].as_str().unwrap().to_owned()
+    styles.find(|style| style["name"] == property).unwrap()["value"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn click(browser: &mut Browser, selector: &str) {
@@ -73,8 +85,7 @@ fn click(browser: &mut Browser, selector: &str) {
 
 fn press_space(browser: &mut Browser) {
     for kind in ["keyDown", "keyUp"] {
-        let event =
-            json!({ "type": kind, "key": " ", "code": "Space", "text": " ", "windowsVirtualKeyCode": 32 });
+        let event = json!({ "type": kind, "key": " ", "code": "Space", "text": " ", "windowsVirtualKeyCode": 32 });
         browser.call("Input.dispatchKeyEvent", &event);
     }
 }
@@ -85,7 +96,10 @@ fn assert_to_scale(lengths: &[f64]) {
     assert!(lengths[0] > 300.0, "{lengths:?}");
     for (length, bytes) in lengths.iter().zip(PULLED) {
         let expected = lengths[0] * bytes / PULLED[0];
-        assert!((length - expected).abs() < 0.1, "{length} instead of {expected} in {lengths:?}");
+        assert!(
+            (length - expected).abs() < 0.1,
+            "{length} instead of {expected} in {lengths:?}"
+        );
     }
 }
 
@@ -100,22 +114,32 @@ fn the_page_works_and_asks_nobody_for_anything() {
 
     let linear = widths(&mut browser, PULL_BARS);
     assert_to_scale(&linear);
-    assert_eq!(browser.script("document.querySelectorAll('.bar').length"), json!(8 * 4 - 5));
+    assert_eq!(
+        browser.script("document.querySelectorAll('.bar').length"),
+        json!(8 * 4 - 5)
+    );
 
     // With the keyboard, as from a lectern.
     browser.script("document.getElementById('log').focus()");
     press_space(&mut browser);
     let log = widths(&mut browser, PULL_BARS);
-    assert!((log[0] - linear[0]).abs() > 1.0 && log[2] > 10.0 * linear[2], "{linear:?} {log:?}");
-    let order =
-        |lengths: &[f64]| lengths[0] > lengths[3] && lengths[3] > lengths[1] && lengths[1] > lengths[2];
+    assert!(
+        (log[0] - linear[0]).abs() > 1.0 && log[2] > 10.0 * linear[2],
+        "{linear:?} {log:?}"
+    );
+    let order = |lengths: &[f64]| {
+        lengths[0] > lengths[3] && lengths[3] > lengths[1] && lengths[1] > lengths[2]
+    };
     assert!(order(&log), "{log:?}");
     browser.picture("report-log");
     press_space(&mut browser);
     assert_eq!(widths(&mut browser, PULL_BARS), linear);
 
     browser.media("dark");
-    assert_eq!(browser.script("getComputedStyle(document.body).backgroundColor"), json!("rgb(17, 17, 17)"));
+    assert_eq!(
+        browser.script("getComputedStyle(document.body).backgroundColor"),
+        json!("rgb(17, 17, 17)")
+    );
     browser.picture("report-dark");
     browser.media("light");
 
@@ -129,14 +153,20 @@ fn the_page_works_and_asks_nobody_for_anything() {
     for width in [390, 1920] {
         browser.size(width, 1080);
         let over = browser.script("document.documentElement.scrollWidth - innerWidth");
-        assert!(over.as_f64().unwrap() <= 0.0, "{over} dots stand out of a page of {width}");
+        assert!(
+            over.as_f64().unwrap() <= 0.0,
+            "{over} dots stand out of a page of {width}"
+        );
     }
 
     browser.assert_calm(&page, &[]);
 
     // Last, as the browser's own filter for it counts as a request.
     browser.call("Emulation.setEmulatedMedia", &json!({ "media": "print" }));
-    browser.call("Emulation.setEmulatedVisionDeficiency", &json!({ "type": "achromatopsia" }));
+    browser.call(
+        "Emulation.setEmulatedVisionDeficiency",
+        &json!({ "type": "achromatopsia" }),
+    );
     browser.picture("report-print-in-grey");
 }
 
@@ -147,16 +177,23 @@ fn the_race_takes_as_long_as_the_starts_did() {
     let page = report(directory.path());
     let mut browser = browser();
     browser.open(&page);
-    let visible = "[...document.querySelectorAll('.result')].map(e => getComputedStyle(e).visibility)";
+    let visible =
+        "[...document.querySelectorAll('.result')].map(e => getComputedStyle(e).visibility)";
     let way = "[...document.querySelectorAll('.runner')].map(e => e.getBoundingClientRect().width / e.parentElement.clientWidth)";
-    assert_eq!(browser.script(visible), json!(["hidden", "hidden", "hidden"]));
+    assert_eq!(
+        browser.script(visible),
+        json!(["hidden", "hidden", "hidden"])
+    );
 
     let begin = Instant::now();
     browser.script("document.getElementById('race').scrollIntoView()");
     browser.script("document.querySelector('#race button').click()");
     let mut halfway = None;
     while browser.script("document.getElementById('race').dataset.state") != json!("finished") {
-        assert!(begin.elapsed() < Duration::from_secs(20), "the race does not end");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the race does not end"
+        );
         let ways = browser.script(way);
         if ways[2].as_f64() > Some(0.999) && ways[0].as_f64() < Some(0.9) {
             halfway = Some(ways);
@@ -164,9 +201,19 @@ fn the_race_takes_as_long_as_the_starts_did() {
         thread::sleep(Duration::from_millis(20));
     }
     // The slowest start of the fixture; the machine may be slow itself, but never fast.
-    assert!(begin.elapsed() > Duration::from_millis(1243), "{:?}", begin.elapsed());
-    assert!(halfway.is_some(), "no moment with the fast one there and the slow one not");
-    assert_eq!(browser.script(visible), json!(["visible", "visible", "visible"]));
+    assert!(
+        begin.elapsed() > Duration::from_millis(1243),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(
+        halfway.is_some(),
+        "no moment with the fast one there and the slow one not"
+    );
+    assert_eq!(
+        browser.script(visible),
+        json!(["visible", "visible", "visible"])
+    );
     let result = browser.script("document.getElementById('result-3').textContent");
     assert_eq!(result, json!("1= · 0.344 s (0.327 – 0.398)"));
     browser.picture("report-race");
@@ -179,7 +226,10 @@ fn without_scripts_nothing_is_missing() {
     let directory = tempfile::tempdir().unwrap();
     let page = report(directory.path());
     let mut browser = browser();
-    browser.call("Emulation.setScriptExecutionDisabled", &json!({ "value": true }));
+    browser.call(
+        "Emulation.setScriptExecutionDisabled",
+        &json!({ "value": true }),
+    );
     browser.open(&page);
     let linear = widths(&mut browser, PULL_BARS);
     assert_to_scale(&linear);
@@ -198,13 +248,20 @@ fn a_script_from_a_name_would_be_refused() {
     report(directory.path());
     let page = fs::read_to_string(directory.path().join("report.html")).unwrap();
     let file = directory.path().join("broken-into.html");
-    let foreign = "<script>document.title = 'taken'</script><img src='https://example.com/x.png'></html>";
+    let foreign =
+        "<script>document.title = 'taken'</script><img src='https://example.com/x.png'></html>";
     fs::write(&file, page.replace("</html>", foreign)).unwrap();
     let page = format!("file://{}", file.display());
     let mut browser = browser();
     browser.open(&page);
-    assert_eq!(browser.script("document.title"), json!("4 images, side by side"));
+    assert_eq!(
+        browser.script("document.title"),
+        json!("4 images, side by side")
+    );
     assert_eq!(browser.complaints().len(), 2, "{:?}", browser.complaints());
-    let refused = browser.events().iter().filter(|event| event["params"]["blockedReason"] == "csp");
+    let refused = browser
+        .events()
+        .iter()
+        .filter(|event| event["params"]["blockedReason"] == "csp");
     assert_eq!(refused.count(), 1);
 }

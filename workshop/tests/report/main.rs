@@ -13,7 +13,13 @@ const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/results.json")
 /// Shows the file of that name; standard output is a pipe.
 fn show(file: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
-    command.arg("show").arg(file).args(arguments).env_remove("NO_COLOR").output().unwrap()
+    command
+        .arg("show")
+        .arg(file)
+        .args(arguments)
+        .env_remove("NO_COLOR")
+        .output()
+        .unwrap()
 }
 
 /// Those results after a change, in a file of their own.

@@ -15,20 +15,34 @@ const REASON: &str = "measuring ended early: no answer with status 200 within 30
 
 /// The fixture without the image that failed.
 fn sound(directory: &Path) -> std::path::PathBuf {
-    changed(directory, |results| drop(results["images"].as_array_mut().unwrap().pop()))
+    changed(directory, |results| {
+        drop(results["images"].as_array_mut().unwrap().pop())
+    })
 }
 
 #[test]
 fn the_table_has_every_figure_and_every_reason() {
     let output = show(Path::new(RESULTS), &[]);
     let text = stdout(&output);
-    for part in
-        ["882 kB", "79.7 MB", "1.02 GB", "0.352 s (0.331 – 0.410)", "31 (crate 31)", "48,210/s", "n/a [1]"]
-    {
+    for part in [
+        "882 kB",
+        "79.7 MB",
+        "1.02 GB",
+        "0.352 s (0.331 – 0.410)",
+        "31 (crate 31)",
+        "48,210/s",
+        "n/a [1]",
+    ] {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
-    assert!(text.contains(&format!("[1] not available: {REASON}")), "{text}");
-    assert!(text.contains("FAILED: no answer with status 200 within 30 s"), "{text}");
+    assert!(
+        text.contains(&format!("[1] not available: {REASON}")),
+        "{text}"
+    );
+    assert!(
+        text.contains("FAILED: no answer with status 200 within 30 s"),
+        "{text}"
+    );
     assert!(!text.contains('\u{1b}'), "colours in a pipe:\n{text}");
     // One that failed is a failure.
     assert_eq!(output.status.code(), Some(1));
@@ -50,21 +64,47 @@ fn a_name_cannot_steer_the_terminal() {
 fn csv_has_one_line_for_each_figure() {
     let output = stdout(&show(Path::new(RESULTS), &["--format", "csv"]));
     let mut reader = csv::Reader::from_reader(output.as_bytes());
-    let columns = ["image", "label", "figure", "unit", "value", "lowest", "highest", "not_available"];
+    let columns = [
+        "image",
+        "label",
+        "figure",
+        "unit",
+        "value",
+        "lowest",
+        "highest",
+        "not_available",
+    ];
     assert_eq!(reader.headers().unwrap(), &columns[..]);
     let records: Vec<_> = reader.records().map(Result::unwrap).collect();
     let of = |image: &str, figure: &str| -> Vec<String> {
-        let mut found = records.iter().filter(|record| &record[0] == image && &record[2] == figure);
-        let record = found.next().unwrap_or_else(|| panic!("no {figure} of {image}"));
+        let mut found = records
+            .iter()
+            .filter(|record| &record[0] == image && &record[2] == figure);
+        let record = found
+            .next()
+            .unwrap_or_else(|| panic!("no {figure} of {image}"));
         assert!(found.next().is_none());
         record.iter().skip(3).map(str::to_owned).collect()
     };
-    assert_eq!(of("timber-tutorial:2", "size"), ["bytes", "882184", "", "", ""]);
-    assert_eq!(of("timber-tutorial:2", "stop"), ["seconds", "0.192", "0.187", "0.205", ""]);
-    assert_eq!(of("timber-tutorial:2", "errors"), ["count", "0", "", "", ""]);
+    assert_eq!(
+        of("timber-tutorial:2", "size"),
+        ["bytes", "882184", "", "", ""]
+    );
+    assert_eq!(
+        of("timber-tutorial:2", "stop"),
+        ["seconds", "0.192", "0.187", "0.205", ""]
+    );
+    assert_eq!(
+        of("timber-tutorial:2", "errors"),
+        ["count", "0", "", "", ""]
+    );
     let broken = "registry.example/team/broken:latest";
     assert_eq!(of(broken, "errors"), ["count", "", "", "", REASON]);
-    assert!(records.iter().any(|record| &record[1] == "broken <b>&\"</script>"));
+    assert!(
+        records
+            .iter()
+            .any(|record| &record[1] == "broken <b>&\"</script>")
+    );
 }
 
 #[test]
@@ -78,16 +118,23 @@ fn json_is_the_results_file() {
 #[test]
 fn the_readme_has_the_figures_of_its_picture() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let table =
-        stdout(&show(Path::new(&format!("{root}/docs/comparison/results.json")), &["--format", "markdown"]));
+    let table = stdout(&show(
+        Path::new(&format!("{root}/docs/comparison/results.json")),
+        &["--format", "markdown"],
+    ));
     let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
-    assert!(readme.contains(table.trim()), "README.md has another table than this:\n{table}");
+    assert!(
+        readme.contains(table.trim()),
+        "README.md has another table than this:\n{table}"
+    );
 }
 
 #[test]
 fn markdown_is_a_table_whatever_the_names_are() {
     let directory = tempfile::tempdir().unwrap();
-    let file = changed(directory.path(), |results| results["images"][1]["label"] = "a|b\n`c`".into());
+    let file = changed(directory.path(), |results| {
+        results["images"][1]["label"] = "a|b\n`c`".into()
+    });
     let text = stdout(&show(&file, &["--format", "markdown"]));
     let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
     assert!(rows.len() > 20);
@@ -103,9 +150,16 @@ fn limits_decide_the_exit_code() {
     let file = sound(directory.path());
     let code = |limits| show(&file, &["--fail-over", limits]).status.code();
     assert_eq!(show(&file, &[]).status.code(), Some(0));
-    assert_eq!(code("size=2GB,timber-tutorial:2/size=900kB,stop=11s,start=2s,errors=0"), Some(0));
+    assert_eq!(
+        code("size=2GB,timber-tutorial:2/size=900kB,stop=11s,start=2s,errors=0"),
+        Some(0)
+    );
     assert_eq!(code("timber-tutorial:2/size=882kB"), Some(1));
-    assert_eq!(code("process=1s"), Some(1), "a figure that is not available keeps to no limit");
+    assert_eq!(
+        code("process=1s"),
+        Some(1),
+        "a figure that is not available keeps to no limit"
+    );
     assert_eq!(code("size=900"), Some(2));
 
     let output = show(&file, &["--fail-over", "size=900kB,stop=1s"]);
@@ -132,12 +186,22 @@ fn a_baseline_shows_what_changed() {
     assert!(text.contains("0.192 s (0.187 – 0.205), ≈"), "{text}");
     assert!(text.contains("≈ where both ranges overlap"), "{text}");
 
-    let csv = stdout(&show(Path::new(RESULTS), &["--baseline", earlier, "--format", "csv"]));
-    assert!(csv.contains("timber-tutorial:2,timber-tutorial:2,size,bytes,882184,,,,881302"), "{csv}");
+    let csv = stdout(&show(
+        Path::new(RESULTS),
+        &["--baseline", earlier, "--format", "csv"],
+    ));
+    assert!(
+        csv.contains("timber-tutorial:2,timber-tutorial:2,size,bytes,882184,,,,881302"),
+        "{csv}"
+    );
 
     let output = show(Path::new(RESULTS), &["--baseline", "/no/such/file"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("--baseline: cannot read /no/such/file"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--baseline: cannot read /no/such/file"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -161,28 +225,45 @@ fn a_reader_that_leaves_is_no_error() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::with_capacity(16, child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::with_capacity(16, child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!((stderr(&output).as_str(), output.status.code()), ("", Some(0)));
+    assert_eq!(
+        (stderr(&output).as_str(), output.status.code()),
+        ("", Some(0))
+    );
 }
 
 #[test]
 fn files_are_written_where_told() {
     let directory = tempfile::tempdir().unwrap();
-    let output = show(Path::new(RESULTS), &["--output", directory.path().join("new").to_str().unwrap()]);
+    let output = show(
+        Path::new(RESULTS),
+        &["--output", directory.path().join("new").to_str().unwrap()],
+    );
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let read = |name: &str| fs::read(directory.path().join("new").join(name)).unwrap();
     serde_json::from_slice::<Value>(&read("results.json")).unwrap();
     // Signature, then the header with width and height.
     let png = read("report.png");
-    assert_eq!((&png[..8], &png[16..24]), (&b"\x89PNG\r\n\x1a\n"[..], &[0, 0, 7, 128, 0, 0, 4, 56][..]));
+    assert_eq!(
+        (&png[..8], &png[16..24]),
+        (&b"\x89PNG\r\n\x1a\n"[..], &[0, 0, 7, 128, 0, 0, 4, 56][..])
+    );
 
     for name in ["report.html", "report.svg"] {
         let text = String::from_utf8(read(name)).unwrap();
         assert!(text.contains("broken &lt;b&gt;&amp;&quot;"), "{name}");
         assert!(!text.contains("<b>&\""), "{name}");
         // The namespace of SVG is the only address, and nothing fetches that.
-        assert_eq!(text.replace("http://www.w3.org/2000/svg", "").matches("://").count(), 0, "{name}");
+        assert_eq!(
+            text.replace("http://www.w3.org/2000/svg", "")
+                .matches("://")
+                .count(),
+            0,
+            "{name}"
+        );
         for fact in [
             "Docker Engine 20.10.24",
             "6.1.0-25-amd64",

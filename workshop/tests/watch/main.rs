@@ -19,7 +19,11 @@ const TWO: &str = r#"{"release": "2", "hostname": "b"}"#;
 
 fn watch(arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
-    command.arg("watch").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg("watch")
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
@@ -45,7 +49,9 @@ fn losses(summary: &Value) -> BTreeMap<(String, String), u64> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     for row in summary["losses"].as_array().unwrap() {
         let count = row["count"].as_u64().unwrap();
-        *losses.entry((text(&row["connection"]), text(&row["cause"]))).or_default() += count;
+        *losses
+            .entry((text(&row["connection"]), text(&row["cause"])))
+            .or_default() += count;
     }
     losses
 }
@@ -66,14 +72,30 @@ fn every_loss_is_counted_once_and_by_its_cause() {
     });
     let (code, summary) = run_json(
         &server.url(),
-        &["--duration", "2s", "--rate", "100", "--kept-rate", "10", "--timeout", "1500ms"],
+        &[
+            "--duration",
+            "2s",
+            "--rate",
+            "100",
+            "--kept-rate",
+            "10",
+            "--timeout",
+            "1500ms",
+        ],
     );
     assert_eq!(code, 1);
     assert_eq!(losses(&summary), server.losses(), "{summary:#}");
-    assert_eq!(server.losses().len(), 12, "six causes on two kinds of connections");
+    assert_eq!(
+        server.losses().len(),
+        12,
+        "six causes on two kinds of connections"
+    );
     let lost: u64 = server.losses().values().sum();
     let requests = server.requests();
-    assert_eq!((&summary["asked"], &summary["lost"]), (&requests.into(), &lost.into()));
+    assert_eq!(
+        (&summary["asked"], &summary["lost"]),
+        (&requests.into(), &lost.into())
+    );
     assert_eq!(summary["good"], requests - lost);
     assert_eq!(summary["unsent"], 0);
     let retriable = server.seen.lock().unwrap().retriable;
@@ -84,13 +106,28 @@ fn every_loss_is_counted_once_and_by_its_cause() {
 #[test]
 fn a_connection_that_is_reset_before_its_request_is_a_loss() {
     let every_fifth = |n: usize| n.is_multiple_of(5);
-    let server = Server::at("127.0.0.1:0".parse().unwrap(), |_, _| Act::LastGood, every_fifth);
-    let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--rate", "50", "--kept", "5"]);
+    let server = Server::at(
+        "127.0.0.1:0".parse().unwrap(),
+        |_, _| Act::LastGood,
+        every_fifth,
+    );
+    let (code, summary) = run_json(
+        &server.url(),
+        &["--duration", "2s", "--rate", "50", "--kept", "5"],
+    );
     let connections = server.seen.lock().unwrap().connections as u64;
     assert_eq!(code, 1);
     assert_eq!(summary["lost"], connections / 5, "{summary:#}");
-    assert!(losses(&summary).into_keys().all(|(_, cause)| cause == "reset"), "{summary:#}");
-    assert_eq!(summary["retriable"], 0, "no answer had come on these connections");
+    assert!(
+        losses(&summary)
+            .into_keys()
+            .all(|(_, cause)| cause == "reset"),
+        "{summary:#}"
+    );
+    assert_eq!(
+        summary["retriable"], 0,
+        "no answer had come on these connections"
+    );
 }
 
 #[test]
@@ -102,9 +139,16 @@ fn a_server_that_closes_between_requests_loses_nothing() {
     });
     let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--rate", "0"]);
     let connections = server.seen.lock().unwrap().connections;
-    assert!((20..60).contains(&connections), "10 and one more for each that was closed, not {connections}");
+    assert!(
+        (20..60).contains(&connections),
+        "10 and one more for each that was closed, not {connections}"
+    );
     assert_eq!(summary["asked"], server.requests());
-    assert_eq!((code, &summary["lost"], &summary["good"]), (0, &0.into(), &summary["asked"]), "{summary:#}");
+    assert_eq!(
+        (code, &summary["lost"], &summary["good"]),
+        (0, &0.into(), &summary["asked"]),
+        "{summary:#}"
+    );
     assert_eq!(summary["kept"]["asked"], summary["asked"]);
 }
 
@@ -119,11 +163,19 @@ fn answers_and_losses_are_told_by_who_answered() {
         ("kept", 15) | ("new", 60..) => Act::Good("ok"),
         _ => Act::Good(TWO),
     });
-    let (code, summary) = run_json(&server.url(), &["--duration", "2s", "--kept", "1", "--kept-rate", "10"]);
+    let (code, summary) = run_json(
+        &server.url(),
+        &["--duration", "2s", "--kept", "1", "--kept-rate", "10"],
+    );
     assert_eq!(code, 1);
     let rows = |list: &str, fields: &[&str]| -> Vec<String> {
-        let row =
-            |row: &Value| fields.iter().map(|field| row[field].to_string()).collect::<Vec<_>>().join(" ");
+        let row = |row: &Value| {
+            fields
+                .iter()
+                .map(|field| row[field].to_string())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         summary[list].as_array().unwrap().iter().map(row).collect()
     };
     // A kept connection is known by its last answer, even where the next one does not say whose it is.
@@ -131,10 +183,17 @@ fn answers_and_losses_are_told_by_who_answered() {
     let (of_nobody, of_two) = (requests["new"] - 59, 36 + requests["kept"] - 7);
     assert_eq!(
         rows("answers", &["release", "host", "good"]),
-        [format!("null null {of_nobody}"), r#""1" "a" 24"#.to_owned(), format!(r#""2" "b" {of_two}"#)]
+        [
+            format!("null null {of_nobody}"),
+            r#""1" "a" 24"#.to_owned(),
+            format!(r#""2" "b" {of_two}"#)
+        ]
     );
     assert_eq!(
-        rows("losses", &["connection", "cause", "release", "host", "count"]),
+        rows(
+            "losses",
+            &["connection", "cause", "release", "host", "count"]
+        ),
         [
             r#""new" "reset" null null 1"#,
             r#""new" "status 503" null null 1"#,
@@ -145,7 +204,10 @@ fn answers_and_losses_are_told_by_who_answered() {
         ]
     );
     let second = &summary["answers"][2]["first_seconds"];
-    assert!((0.2..1.5).contains(&second.as_f64().unwrap()), "the 21st of 50 a second, not at {second} s");
+    assert!(
+        (0.2..1.5).contains(&second.as_f64().unwrap()),
+        "the 21st of 50 a second, not at {second} s"
+    );
 }
 
 #[test]
@@ -168,33 +230,63 @@ fn an_outage_is_refused_requests_and_a_gap() {
     assert!((25..250).contains(&refused("kept")), "{summary:#}");
     let seconds = |value: &Value| value.as_f64().unwrap();
     let gap = seconds(&summary["longest_gap"]["seconds"]);
-    assert!(gap > outage - 0.1 && gap < 3.0 * outage, "a gap of {gap} s for an outage of {outage} s");
+    assert!(
+        gap > outage - 0.1 && gap < 3.0 * outage,
+        "a gap of {gap} s for an outage of {outage} s"
+    );
     let lost_for = seconds(&summary["last_loss_seconds"]) - seconds(&summary["first_loss_seconds"]);
-    assert!(lost_for > outage / 2.0 && lost_for <= gap, "lost for {lost_for} s in a gap of {gap} s");
+    assert!(
+        lost_for > outage / 2.0 && lost_for <= gap,
+        "lost for {lost_for} s in a gap of {gap} s"
+    );
 }
 
 #[test]
 fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
     let hangs: Script = |_, n| if n > 10 { Act::Silence } else { Act::Good(ONE) };
-    for arguments in [["--rate", "50", "--kept", "0"], ["--rate", "0", "--kept-rate", "5"]] {
+    for arguments in [
+        ["--rate", "50", "--kept", "0"],
+        ["--rate", "0", "--kept-rate", "5"],
+    ] {
         let server = Server::start(hangs);
-        let (_, summary) =
-            run_json(&server.url(), &[&["--duration", "2s", "--timeout", "1s"], &arguments[..]].concat());
+        let (_, summary) = run_json(
+            &server.url(),
+            &[&["--duration", "2s", "--timeout", "1s"], &arguments[..]].concat(),
+        );
         assert_eq!(summary["asked"], server.requests());
-        assert!((98..=101).contains(&server.requests()), "50 a second, {summary:#}");
+        assert!(
+            (98..=101).contains(&server.requests()),
+            "50 a second, {summary:#}"
+        );
         assert_eq!(losses(&summary), server.losses());
         // One after the other, they would keep each kept connection for 9 s.
         assert!(summary["seconds"].as_f64().unwrap() < 7.0, "{summary:#}");
     }
 
     let server = Server::start(hangs);
-    let limited = ["--duration", "2s", "--timeout", "1s", "--kept", "0", "--at-once", "20"];
+    let limited = [
+        "--duration",
+        "2s",
+        "--timeout",
+        "1s",
+        "--kept",
+        "0",
+        "--at-once",
+        "20",
+    ];
     let (_, summary) = run_json(&server.url(), &limited);
     let unsent = summary["unsent"].as_u64().unwrap();
     assert!((30..80).contains(&unsent), "{summary:#}");
-    assert_eq!(summary["asked"], server.requests(), "what is not sent is not counted as asked");
+    assert_eq!(
+        summary["asked"],
+        server.requests(),
+        "what is not sent is not counted as asked"
+    );
     assert_eq!(summary["lost"], server.requests() - 10);
-    assert!((98..=101).contains(&(server.requests() + unsent)), "50 a second, {summary:#}");
+    assert!(
+        (98..=101).contains(&(server.requests() + unsent)),
+        "50 a second, {summary:#}"
+    );
 }
 
 #[test]
@@ -209,7 +301,10 @@ fn a_signal_ends_it_after_what_is_under_way() {
         assert_eq!((code, &summary["lost"]), (0, &0.into()), "{summary:#}");
         assert_eq!(summary["good"], server.requests());
         let latency = summary["latency_seconds"]["p50"].as_f64().unwrap();
-        assert!((0.49..3.0).contains(&latency), "the answers take 500 ms, not {latency} s");
+        assert!(
+            (0.49..3.0).contains(&latency),
+            "the answers take 500 ms, not {latency} s"
+        );
     }
 }
 
@@ -220,33 +315,52 @@ fn a_service_that_never_answered_is_an_error() {
     let gone = Server::start(|_, _| Act::Close);
     let url = gone.url();
     drop(gone);
-    for (url, why) in
-        [(silent.url(), "timed out"), (closing.url(), "closed without an answer"), (url, "refused")]
-    {
+    for (url, why) in [
+        (silent.url(), "timed out"),
+        (closing.url(), "closed without an answer"),
+        (url, "refused"),
+    ] {
         let output = run(&[&url, "--duration", "500ms", "--timeout", "500ms"]);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(stderr.contains(&format!("error: {url}/version never answered: {why}")), "{stderr}");
+        assert!(
+            stderr.contains(&format!("error: {url}/version never answered: {why}")),
+            "{stderr}"
+        );
     }
     let failing = Server::start(|_, _| Act::Unavailable(""));
-    assert_eq!(run(&[&failing.url(), "--duration", "500ms"]).status.code(), Some(1), "it did answer");
+    assert_eq!(
+        run(&[&failing.url(), "--duration", "500ms"]).status.code(),
+        Some(1),
+        "it did answer"
+    );
 }
 
 #[test]
 fn the_summary_for_people_is_on_stdout() {
-    let server =
-        Server::start(
-            |kind, n| {
-                if (kind, n) == ("new", 5) { Act::Unavailable("busy") } else { Act::Good(ONE) }
-            },
-        );
+    let server = Server::start(|kind, n| {
+        if (kind, n) == ("new", 5) {
+            Act::Unavailable("busy")
+        } else {
+            Act::Good(ONE)
+        }
+    });
     let output = run(&[&server.url(), "--duration", "1s"]);
     let stdout = String::from_utf8(output.stdout).unwrap();
-    assert!(stdout.contains("lost: 1 status 503 on a new connection, at 0."), "{stdout}");
+    assert!(
+        stdout.contains("lost: 1 status 503 on a new connection, at 0."),
+        "{stdout}"
+    );
     assert!(stdout.contains("from release 1 on host a"), "{stdout}");
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("first answer of release 1 on host a"), "{stderr}");
-    assert!(!(stdout + &stderr).contains('\x1b'), "no terminal, no escape sequences");
+    assert!(
+        stderr.contains("first answer of release 1 on host a"),
+        "{stderr}"
+    );
+    assert!(
+        !(stdout + &stderr).contains('\x1b'),
+        "no terminal, no escape sequences"
+    );
 }
 
 #[test]
@@ -257,7 +371,10 @@ fn an_answer_cannot_steer_the_terminal() {
     });
     let output = run(&[&server.url(), "--duration", "500ms"]);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert!(said.contains("release 1\u{fffd}[2J on host a\u{fffd}b"), "{said}");
+    assert!(
+        said.contains("release 1\u{fffd}[2J on host a\u{fffd}b"),
+        "{said}"
+    );
     assert!(said.contains("busy\u{fffd}[2J"), "{said}");
     assert!(!said.contains('\x1b') && !said.contains("a\nb"), "{said:?}");
 }
@@ -267,14 +384,26 @@ fn wrong_arguments_say_what_is_expected() {
     for (arguments, said) in [
         (&["https://localhost"][..], "TLS is not spoken"),
         (&["localhost:8080"], "expected http://HOST[:PORT][/PATH]"),
-        (&["http://localhost:port"], "expected http://HOST[:PORT][/PATH]"),
-        (&["http://localhost:99999"], "expected http://HOST[:PORT][/PATH]"),
+        (
+            &["http://localhost:port"],
+            "expected http://HOST[:PORT][/PATH]",
+        ),
+        (
+            &["http://localhost:99999"],
+            "expected http://HOST[:PORT][/PATH]",
+        ),
         (&["http://me@localhost"], "no user name"),
         (&["http://localhost", "--rate=-1"], "0 to 10000"),
         (&["http://localhost", "--rate=NaN"], "0 to 10000"),
-        (&["http://localhost", "--duration", "soon"], "30s, 500ms or 2m"),
+        (
+            &["http://localhost", "--duration", "soon"],
+            "30s, 500ms or 2m",
+        ),
         (&["http://localhost", "--timeout", "0s"], "30s, 500ms or 2m"),
-        (&["http://localhost", "--rate", "0", "--kept", "0"], "--rate or --kept must be above 0"),
+        (
+            &["http://localhost", "--rate", "0", "--kept", "0"],
+            "--rate or --kept must be above 0",
+        ),
     ] {
         let output = run(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -285,7 +414,12 @@ fn wrong_arguments_say_what_is_expected() {
 
 #[test]
 fn the_path_is_version_unless_another_is_given() {
-    for (path, asked) in [("", "/version"), ("/", "/"), ("/index?a=b", "/index?a=b"), ("?a=b", "/?a=b")] {
+    for (path, asked) in [
+        ("", "/version"),
+        ("/", "/"),
+        ("/index?a=b", "/index?a=b"),
+        ("?a=b", "/?a=b"),
+    ] {
         let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
         let url = format!("http://{}{path}", listener.local_addr().unwrap());
         let mut child = watch(&[&url, "--kept", "0"]);
@@ -297,7 +431,9 @@ fn the_path_is_version_unless_another_is_given() {
         });
         let (mut stream, _) = accepted.unwrap();
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
         let mut start = vec![0; asked.len() + 5];
         io::Read::read_exact(&mut stream, &mut start).unwrap();
         child.kill().unwrap();

@@ -102,7 +102,11 @@ impl Server {
                 }
             }
         });
-        Server { address, seen, _runtime: runtime }
+        Server {
+            address,
+            seen,
+            _runtime: runtime,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -114,7 +118,8 @@ impl Server {
     }
 
     pub fn losses(&self) -> BTreeMap<(String, String), u64> {
-        let named = |(key, count): (&(&str, &str), &u64)| ((key.0.to_owned(), key.1.to_owned()), *count);
+        let named =
+            |(key, count): (&(&str, &str), &u64)| ((key.0.to_owned(), key.1.to_owned()), *count);
         self.seen.lock().unwrap().losses.iter().map(named).collect()
     }
 }
@@ -128,7 +133,11 @@ async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) ->
             }
         }
         let head = String::from_utf8(head).unwrap().to_lowercase();
-        let kind = if head.contains("connection: close") { "new" } else { "kept" };
+        let kind = if head.contains("connection: close") {
+            "new"
+        } else {
+            "kept"
+        };
         let act = {
             let mut seen = seen.lock().unwrap();
             let n = seen.requests.entry(kind).or_default();
@@ -141,7 +150,10 @@ async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) ->
             act
         };
         let answer = |status: &str, headers: &str, body: &str| {
-            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+            format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+                body.len()
+            )
         };
         let good = answer("200 OK", "", ONE);
         if act == Act::Late {
