@@ -1,6 +1,4 @@
-//! The page, as far as it goes without a browser, and the samples that it takes. tests/browser/ has the rest.
-
-use sha2::{Digest, Sha256};
+//! The page, as far as it goes without a browser, and the samples that it takes. tests/system/browser has the rest.
 
 use super::*;
 
@@ -79,33 +77,6 @@ fn the_table_has_what_version_has() {
         assert!(
             page.contains(&format!("<a href=\"{path}\">")),
             "{path} is not in {page}"
-        );
-    }
-}
-
-/// A browser drops what its policy does not name: one changed letter in the page, and it stands still.
-#[test]
-fn the_policy_names_the_script_and_the_style_of_the_page() {
-    let service = Timber::start(&["--release", "<7>"]);
-    let page = page(&service);
-    let (policy, text) = (page.header("content-security-policy").unwrap(), page.text());
-    for element in ["script", "style"] {
-        let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
-        assert_eq!(
-            text.matches(&begin).count(),
-            1,
-            "there is one hash for {element}"
-        );
-        let content = text
-            .split_once(&begin)
-            .and_then(|(_, rest)| rest.split_once(&end))
-            .unwrap()
-            .0;
-        let hash = BASE64_STANDARD.encode(Sha256::digest(content));
-        let directive = format!("{element}-src 'sha256-{hash}'");
-        assert!(
-            policy.split("; ").any(|d| d == directive),
-            "src/api.rs needs {directive}, it has {policy}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What holds whatever comes in. tests/properties.rs tries some hundred inputs of each kind, fuzz/ as many as it is
+//! What holds whatever comes in. tests/system/properties.rs tries some hundred inputs of each kind, fuzz/ as many as it is
 //! given time for.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -3,13 +3,18 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        LazyLock,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// For whatever has to happen at all: far more than it takes, even on a machine that is busy with something else.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -24,14 +29,48 @@ pub struct Timber {
     requests: Option<Receiver<String>>,
 }
 
+/// The service's binary. Cargo sets the variable for the tests of the service's own package;
+/// other packages build the binary here, once per process.
+static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    option_env!("CARGO_BIN_EXE_timber").map_or_else(
+        || {
+            let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+            cargo_build(&["--bin", "timber", "--manifest-path", manifest])
+        },
+        PathBuf::from,
+    )
+});
+
+/// Builds a program and returns the path that cargo reports for it.
+pub fn cargo_build(arguments: &[&str]) -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo build {arguments:?} failed");
+    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    messages
+        .filter_map(|message| Some(message.unwrap()["executable"].as_str()?.into()))
+        .last()
+        .expect("cargo reports the path of the executable")
+}
+
 pub fn timber() -> Command {
-    clean(Command::new(env!("CARGO_BIN_EXE_timber")))
+    clean(Command::new(&*BINARY))
 }
 
 /// A script for sh whose `$0` is the service.
 pub fn shell(script: &str) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_timber")]);
+    command.args(["-c", script]).arg(&*BINARY);
     clean(command)
 }
 
@@ -277,7 +316,7 @@ impl Answer {
         String::from_utf8(self.body.clone()).expect("the body is text")
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 }

@@ -1,6 +1,6 @@
 //! The page as Chromium shows it. Leaves pictures of it in the target directory's tmp/, for people to look at.
 
-#[path = "../../../tests/browser/chromium.rs"]
+#[path = "../../../tests/system/browser/chromium.rs"]
 mod chromium;
 
 use std::{

@@ -3,8 +3,9 @@
 
 mod balancer;
 mod chromium;
+mod policy;
 #[allow(dead_code, reason = "tests/service uses the rest")]
-#[path = "../support/mod.rs"]
+#[path = "../../support/mod.rs"]
 mod support;
 
 use std::{

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::support::{Answer, SOON, ask, connect, get};
 
-pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The directory of the service's package.
+pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// As the README has them.
 const BUILDS: [&str; 2] = [

@@ -1,12 +1,14 @@
-//! deploy/compose.yaml in a real engine: what a roll-out in a swarm loses, and docs/cluster.md word for word.
-//! `cargo test --test swarm -- --ignored`, after `.ci/install`, with port 8080 free and the engine in no swarm. A test
-//! that misses something fails and names it. The images are those that are there, as tests/image built them from this
-//! tree just before; where there are none they are built.
+//! Deploys deploy/compose.yaml in a real engine, counts the requests that a rollout in a swarm loses,
+//! and types the commands of docs/cluster.md. Run `.ci/install`, then
+//! `cargo test --manifest-path tests/system/Cargo.toml --test swarm -- --ignored`. Port 8080 must be
+//! free and the engine must not be in a swarm. A test fails and names the program that is missing.
+//! The images are the existing ones, which the tests in `image` have built from this tree. Missing
+//! images are built.
 //!
-//! With `TIMBER_ROLL_OUTS=10` the roll-outs are ten each way instead of one: `bench/roll-outs`.
+//! `bench/roll-outs` sets `TIMBER_ROLL_OUTS=10` for ten rollouts in each direction instead of one.
 
 #[allow(dead_code, reason = "tests/service uses the rest")]
-#[path = "../support/mod.rs"]
+#[path = "../../support/mod.rs"]
 mod support;
 
 #[allow(dead_code, reason = "tests/image uses the rest")]

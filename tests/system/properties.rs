@@ -1,6 +1,6 @@
 //! The invariants of tests/support/invariants.rs, with some hundred inputs each that every run makes up anew.
 
-#[path = "support/invariants.rs"]
+#[path = "../support/invariants.rs"]
 mod invariants;
 
 use std::net::IpAddr;

@@ -1,7 +1,6 @@
 //! A swarm of one node that is gone after the test, the service in it, and the load on it.
 
 use std::{
-    env,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -14,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::docker::{ROOT, command, docker, image, output, run};
-use crate::support::{ask, get};
+use crate::support::{ask, cargo_build, get};
 
 pub const SERVICE: &str = "timber_timber";
 
@@ -30,30 +29,21 @@ const AFTERMATH: Duration = Duration::from_secs(2);
 static ENGINE: Mutex<()> = Mutex::new(());
 
 static WATCH: LazyLock<PathBuf> = LazyLock::new(|| {
-    run(&format!(
-        "{} build --profile workshop --locked --quiet --manifest-path workshop/Cargo.toml --target-dir {}",
-        env!("CARGO"),
-        target().display()
-    ));
-    target().join("workshop/timber-workshop")
+    cargo_build(&[
+        "--profile",
+        "workshop",
+        "--manifest-path",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../workshop/Cargo.toml"),
+    ])
 });
 
 static MESH: LazyLock<PathBuf> = LazyLock::new(|| {
     let mesh = concat!(env!("CARGO_TARGET_TMPDIR"), "/mesh");
     run(&format!(
-        "rustc --edition 2024 -O tests/swarm/mesh.rs -o {mesh}"
+        "rustc --edition 2024 -O tests/system/swarm/mesh.rs -o {mesh}"
     ));
     mesh.into()
 });
-
-/// Where cargo puts what it builds, by the place of this test's own service.
-fn target() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_timber"))
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-}
 
 /// The name of an image that is there.
 pub fn ready(release: usize) -> String {
@@ -116,7 +106,7 @@ impl Engine {
             return;
         }
         println!(
-            "no IPVS in this kernel, hence no routing mesh: tests/swarm/mesh.rs takes its place"
+            "no IPVS in this kernel, hence no routing mesh: tests/system/swarm/mesh.rs takes its place"
         );
         let mount = format!("--mount type=bind,src={},dst=/mesh", MESH.display());
         let network = "--network timber_default --publish mode=host,target=8080";

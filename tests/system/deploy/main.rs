@@ -1,6 +1,7 @@
-//! deploy/kubernetes, held against the schemas of Kubernetes, a policy scanner and the service itself:
-//! `cargo test --test deploy -- --ignored`. kubectl has to be there; the rest comes with `.ci/install`. A test that
-//! misses something fails and names it; none is skipped. No cluster is asked.
+//! Checks deploy/kubernetes against the schemas of Kubernetes, a policy scanner and the service.
+//! Run `cargo test --manifest-path tests/system/Cargo.toml --test deploy -- --ignored`. The tests
+//! need kubectl and what `.ci/install` installs, but no cluster. A test fails and names the program
+//! that is missing. None is skipped.
 
 use std::{fs, io::ErrorKind, path::Path, process::Command, time::Duration};
 
@@ -358,7 +359,7 @@ fn settings(container: &Value) -> config::Config {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 /// The base and all overlays, as folders below deploy/kubernetes.
@@ -457,7 +458,7 @@ fn scan<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Vec<String>> {
     ]);
     command
         .arg("--config-check")
-        .arg(root().join("tests/deploy/pod-security.rego"));
+        .arg(root().join("tests/system/deploy/pod-security.rego"));
     command
         .arg("--cache-dir")
         .arg(home.path())

@@ -2,7 +2,7 @@
 //! takes, `.ci/install` puts on a Debian host. A test that misses something fails and names it; none is skipped.
 
 #[allow(dead_code, reason = "tests/service uses the rest")]
-#[path = "../support/mod.rs"]
+#[path = "../../support/mod.rs"]
 mod support;
 
 mod builds;
