@@ -1,10 +1,19 @@
-//! The service's modules, for its own binary and for fuzz/. No stable interface: use the binary.
+//! The service's modules, for its own binary and for tests. Not a stable interface: use the binary.
 
+pub mod admission;
 pub mod api;
 pub mod config;
 mod connection;
+pub mod container;
+pub mod context;
 pub mod healthcheck;
-pub mod host;
+mod lifecycle;
+pub mod listener;
 pub mod log;
 pub mod metrics;
+pub mod request;
+pub mod response;
 pub mod server;
+mod socket;
+pub mod text;
+mod timers;

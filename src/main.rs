@@ -1,29 +1,30 @@
-//! The process edge: arguments, variables, signals and the exit code.
+//! The process: arguments, environment, signals and the exit code.
 
+use std::cell::LazyCell;
+use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::panic;
 use std::process::{self, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use std::{cell::LazyCell, env, ffi::OsString, future::poll_fn, panic, path::Path, task::Poll};
 
 use tokio::runtime::Builder;
+use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use timber::config::{self, Command, Config};
-use timber::server::{self, Server, is_first};
-use timber::{api, api::App, healthcheck, host, log, log::Log, metrics::Metrics};
+use timber::api::{self, ROUTES};
+use timber::config::{self, AccessLog, Command, Config};
+use timber::context::Context;
+use timber::log::Log;
+use timber::metrics::Metrics;
+use timber::{admission, container, healthcheck, listener, server};
 
-/// Could not start, or a stop cut requests short.
+/// Could not start, or a shutdown aborted connections.
 const FAILURE: u8 = 1;
-/// Wrong flags or variables.
+/// Invalid configuration.
 const USAGE: u8 = 2;
 
-/// What the number of the process means when it is told to stop.
-const AS_INIT: &str =
-    " of its container: the kernel would ignore a SIGTERM that is not handled; it is";
-const AS_CHILD: &str = ": SIGTERM, SIGINT and SIGQUIT stop it gracefully, a second one at once";
-
-/// For the last lines when their reader has stopped reading.
+/// Time for the last log entries to be written, should their reader have stopped reading.
 const FLUSH: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -35,149 +36,170 @@ fn main() -> ExitCode {
     let (command, config) = match config::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
         Err(mistakes) => {
-            // Docker reserves 2 as the answer of a probe.
+            // Docker reserves exit code 2 of a health check.
             let is_probe = arguments.iter().any(|argument| argument == "healthcheck");
-            return complain(&mistakes, if is_probe { FAILURE } else { USAGE });
+            return fail(&mistakes, if is_probe { FAILURE } else { USAGE });
         }
     };
     match command {
-        Command::Help => print(config::HELP),
+        Command::Help => print(&config::help()),
         Command::Version => print(&format!("timber {}\n", api::VERSION)),
         Command::Healthcheck(url) => match healthcheck::probe(&config, url.as_deref()) {
-            Ok(line) => print(&format!("healthy: {line}\n")),
-            Err(line) => complain(&[format!("unhealthy: {line}")], FAILURE),
+            Ok(result) => print(&format!("healthy: {result}\n")),
+            Err(error) => fail(&[format!("unhealthy: {error}")], FAILURE),
         },
-        Command::Serve => {
-            let files = host::open_files(); // first: below, a low limit could prevent it
-            Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| format!("cannot start: {error}"))
-                .and_then(|runtime| runtime.block_on(serve(config, files)))
-                .unwrap_or_else(|mistake| complain(&[mistake], FAILURE))
-        }
+        Command::Serve => run(config).unwrap_or_else(|error| fail(&[error], FAILURE)),
     }
 }
 
-/// Not `println!`, which panics when the reader has gone.
+/// Unlike `println!`, does not panic if the reader has gone.
 fn print(text: &str) -> ExitCode {
-    let written = io::stdout().write_all(text.as_bytes());
-    if written.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(FAILURE)
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILURE),
     }
 }
 
-fn complain(mistakes: &[String], code: u8) -> ExitCode {
-    for mistake in mistakes {
-        _ = writeln!(io::stderr(), "timber: {mistake}");
+fn fail(errors: &[String], code: u8) -> ExitCode {
+    for error in errors {
+        _ = writeln!(io::stderr(), "timber: {error}");
     }
     ExitCode::from(code)
 }
 
-/// Serves until a signal says stop, and returns what the process ends with. `files` may be open at once.
+/// Serves until a signal, and returns the exit code of the process.
 ///
 /// # Errors
-/// Why it cannot start, in one line.
-async fn serve(mut config: Config, files: Option<usize>) -> Result<ExitCode, String> {
-    let (started, pid) = (Instant::now(), process::id());
-    let most = config.max_connections;
-    config.max_connections = server::room(&config, files.unwrap_or(usize::MAX))?;
-    // Signals before the port: whoever can reach the service can also stop it.
-    let mut signals = catch_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let listener = server::listen(&config)?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| format!("cannot listen: {error}"))?;
+/// Why the service cannot start, in one line.
+fn run(mut config: Config) -> Result<ExitCode, String> {
+    // Read first: with a low limit, no file could be opened later.
+    let open_files = container::open_files().unwrap_or(usize::MAX);
+    let wanted = config.max_connections;
+    config.max_connections = admission::limit_by_open_files(&config, open_files)?;
+    let limit = config.max_connections;
+    // The main thread waits for signals and drives the timers.
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    runtime.block_on(async {
+        // Before the port is bound: a client that reaches the service can also stop it.
+        let mut signals =
+            Signals::catch().map_err(|error| format!("cannot handle signals: {error}"))?;
+        let listener = listener::bind(&config)?;
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        let context = new_context(config, port);
+        if limit < wanted {
+            // Without descriptors, clients would be refused at random. Now they wait in the backlog.
+            let reason = "file-descriptor limit";
+            let message = format!("Limiting connections to {limit} instead of {wanted}: {reason}");
+            context.log.warning(&message);
+        }
+        start(context, &listener)?;
+        let signal = signals.next().await;
+        context.log.info(&format!("Handling signal: {signal}"));
+        Ok(shut_down(context, listener, signals).await)
+    })
+}
 
-    let metrics: &Metrics = Box::leak(Box::new(Metrics::new(
-        api::ROUTES.iter().map(|route| route.path),
-    )));
-    let log: &Log = Box::leak(Box::new(Log::new(&config, metrics)));
-    panic::set_hook(Box::new(move |panic| log.error(&panic.to_string())));
+/// Creates what lives as long as the process.
+fn new_context(config: Config, port: u16) -> &'static Context {
+    let routes = ROUTES.iter().map(|route| route.path);
+    let metrics: &Metrics = Box::leak(Box::new(Metrics::new(routes)));
+    let has_access_log = config.access_log != AccessLog::Off;
+    let log: &Log = Box::leak(Box::new(Log::new(has_access_log, config.json_log, metrics)));
+    panic::set_hook(Box::new(|panic| log.error(&panic.to_string())));
     log.info(&format!("Starting timber {}", api::VERSION));
-    let room = config.max_connections;
-    if room < most {
-        // Out of file descriptors, clients would be refused at random: better that they wait in the backlog.
-        log.warning(&format!(
-            "Serving {room} connections at once, not {most}: it may open no more files"
-        ));
-    }
-    let app: &App = Box::leak(Box::new(App {
-        release: config.release.clone(),
-        port: address.port(),
-        started,
-        started_at: log::epoch_seconds(),
-        draining: AtomicBool::new(false),
-        metrics,
-    }));
-    let server: &Server = Box::leak(Box::new(Server::new(config, app, log)));
-    // The first worker serves before the system is asked for what a talk likes to show.
-    let facts = LazyCell::new(|| host::facts(Path::new("/")));
-    let workers = || server.config.workers.unwrap_or_else(|| facts.workers());
+    Box::leak(Box::new(Context::new(config, port, metrics, log)))
+}
+
+/// Starts the workers and the log, and logs what they run on.
+fn start(context: &'static Context, listener: &std::net::TcpListener) -> Result<(), String> {
+    let log = context.log;
+    // Asked for after the first worker serves, because reading these files takes a while.
+    let facts = LazyCell::new(|| container::facts(container::read_file));
+    let workers = || context.config.workers.unwrap_or_else(|| facts.workers());
     log.start();
-    let workers = server.start(&listener, workers).map_err(|error| {
+    let started = listener
+        .local_addr()
+        .and_then(|address| Ok((address, server::start(context, listener, workers)?)));
+    let (address, workers) = started.map_err(|error| {
         log.flush(FLUSH);
         format!("cannot serve: {error}")
     })?;
+    let pid = process::id();
     log.info(&format!("Listening at: http://{address} ({pid})"));
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
-    if let Some(room) = facts.connections().filter(|room| server.limit(*room)) {
-        log.warning(&format!(
-            "Serving {room} connections at once: more could take more memory than it may"
-        ));
+    if let Some(limit) = facts.max_connections()
+        && context.admission.lower(limit)
+    {
+        let message = format!("Limiting connections to {limit}: container memory limit");
+        log.warning(&message);
     }
-    log.info(&format!(
-        "Process {pid}{}",
-        if pid == 1 { AS_INIT } else { AS_CHILD }
-    ));
+    log.info(&match pid {
+        // The kernel gives process 1 of a container no default action for signals.
+        1 => "PID 1: SIGTERM handler installed".to_owned(),
+        _ => format!("PID {pid}: SIGTERM starts a graceful shutdown"),
+    });
+    Ok(())
+}
 
-    let signal = next(&mut signals).await;
-    app.draining.store(true, Relaxed);
-    log.info(&format!("Handling signal: {signal}"));
-    let (stop, before) = (Instant::now(), metrics.answered());
-    let is_drained = is_first(server.drain(listener), next(&mut signals)).await;
-    let (took, answered, cut) = (
-        stop.elapsed(),
-        metrics.answered() - before,
-        server.busy.receiver_count(),
-    );
-    let how = if is_drained {
-        ""
-    } else {
-        ", at a second signal"
+/// Shuts down gracefully, or at once at a second signal.
+async fn shut_down(
+    context: &'static Context,
+    listener: std::net::TcpListener,
+    mut signals: Signals,
+) -> ExitCode {
+    let (start, responses) = (Instant::now(), context.metrics.responses());
+    let is_forced = select! {
+        biased;
+        () = server::drain(context, listener) => false,
+        _ = signals.next() => true,
     };
-    log.info(&format!(
-        "Shutting down: {answered} requests finished in {took:.3?}, {cut} connections cut{how}"
-    ));
-    log.flush(FLUSH);
-    Ok(ExitCode::from(if is_drained && cut == 0 {
-        0
+    let finished = context.metrics.responses() - responses;
+    let aborted = context.lifecycle.active_connections();
+    let end = if is_forced {
+        ", at a second signal"
     } else {
-        FAILURE
-    }))
+        ""
+    };
+    let time = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    context.log.info(&format!(
+        "Shutting down: {finished} requests finished, {aborted} connections aborted, {time} ms{end}"
+    ));
+    context.log.flush(FLUSH);
+    match (is_forced, aborted) {
+        (false, 0) => ExitCode::SUCCESS,
+        _ => ExitCode::from(FAILURE),
+    }
 }
 
-/// Catches the signals that mean stop, each with the name that the log has for it.
-fn catch_signals() -> io::Result<[(&'static str, Signal); 3]> {
-    // A closed terminal, or "reload": there is nothing to. Once caught, it does nothing for good.
-    drop(signal(SignalKind::hangup())?);
-    Ok([
-        ("term", signal(SignalKind::terminate())?), // docker stop, Kubernetes, systemd
-        ("int", signal(SignalKind::interrupt())?),  // Ctrl-C
-        ("quit", signal(SignalKind::quit())?), // Ctrl-\, and the graceful stop of nginx and gunicorn
-    ])
+/// The signals that start a shutdown.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
 }
 
-/// The name of the next of these signals.
-async fn next(signals: &mut [(&'static str, Signal)]) -> &'static str {
-    poll_fn(|cx| {
-        let mut signals = signals.iter_mut();
-        let caught =
-            signals.find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
-        caught.map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        // Sent when a terminal closes, or to reload a configuration: ignored, once it is caught.
+        drop(signal(SignalKind::hangup())?);
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?, // docker stop, Kubernetes, systemd
+            interrupt: signal(SignalKind::interrupt())?, // Ctrl-C
+            quit: signal(SignalKind::quit())?, // Ctrl-\, and the graceful stop of nginx and gunicorn
+        })
+    }
+
+    /// Waits for the next signal, and returns its name as gunicorn logs it.
+    async fn next(&mut self) -> &'static str {
+        select! {
+            biased;
+            _ = self.terminate.recv() => "term",
+            _ = self.interrupt.recv() => "int",
+            _ = self.quit.recv() => "quit",
+        }
+    }
 }

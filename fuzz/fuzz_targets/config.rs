@@ -1,4 +1,4 @@
-//! Variables, as NAME=VALUE, and arguments: a line each, with an empty line between the two.
+//! Variables as NAME=VALUE and arguments, one line each, with an empty line between the two groups.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

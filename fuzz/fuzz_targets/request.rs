@@ -1,5 +1,5 @@
-//! A request through the API and into the access log. The input: method, target, Host, Accept and the scheme that a
-//! proxy names, a line each, where the last three may be missing; what follows is the text of an event.
+//! A request through the API and into the access log. The input has one line each for the method, the target, Host,
+//! Accept and X-Forwarded-Proto, of which the last three may be missing. The rest is the message of an event.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]
@@ -22,12 +22,12 @@ fuzz_target!(|data: &[u8]| {
         .filter(|(_, value)| *value != b"-")
         .collect();
     if let Some(head) = invariants::head(method, target, &headers) {
-        let (_, answer) = invariants::answer(&head);
+        let (_, response) = invariants::respond(&head);
         let length = u64::try_from(data.len()).unwrap_or_default();
-        invariants::lines(length << 24, "127.0.0.1", &head, &answer);
+        invariants::access_entries(length << 24, "127.0.0.1", &head, &response);
         invariants::normal_path(head.uri.path());
     }
     if let Some(message) = lines.next() {
-        invariants::event_lines(0, &String::from_utf8_lossy(message));
+        invariants::event_entries(0, &String::from_utf8_lossy(message));
     }
 });

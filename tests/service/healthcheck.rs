@@ -26,7 +26,7 @@ fn probes_what_the_same_configuration_would_serve() {
         let (code, line) = probe(&[], &variables);
         assert_eq!(code, Some(0), "{variables:?}: {line}");
         assert!(
-            line.starts_with("healthy: http://") && line.contains("/healthz answered 200"),
+            line.starts_with("healthy: http://") && line.contains("/healthz returned 200"),
             "{line}"
         );
     }
@@ -38,7 +38,7 @@ fn probes_what_the_same_configuration_would_serve() {
     );
     let (code, line) = probe(&[&format!("http://127.0.0.1:{port}/nope")], &none);
     assert_eq!(code, Some(1));
-    assert!(line.contains("answered 404, expected 200"), "{line}");
+    assert!(line.contains("returned 404, expected 200"), "{line}");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn says_why_it_is_not_healthy() {
     let start = Instant::now();
     let (code, line) = probe(&["-b", &address.to_string()], &none);
     assert_eq!(code, Some(1));
-    assert!(line.contains("no answer within 2s"), "{line}");
+    assert!(line.contains("no response within 2s"), "{line}");
     assert!(
         start.elapsed() < Duration::from_secs(6),
         "{:?}",
@@ -73,7 +73,7 @@ fn says_why_it_is_not_healthy() {
     }
     let (code, line) = probe(&[], &BTreeMap::from([("PORT", "http".to_owned())]));
     assert_eq!(
-        (code, line.contains("PORT \"http\"")),
+        (code, line.contains("invalid PORT \"http\"")),
         (Some(1), true),
         "{line}"
     );

@@ -30,7 +30,7 @@ fn start_up_lines() {
             && line.contains("memory limit")
             && line.contains("CPU limit")
     );
-    service.event(&format!("Process {pid}"));
+    service.event(&format!("PID {pid}: "));
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn samples(text: &str) -> Vec<(String, f64)> {
     samples
 }
 
-/// CI validates the same document against the OpenAPI schema.
+/// CI validates the same document against the schema of `OpenAPI`.
 #[test]
 fn openapi_document_describes_the_responses() {
     let service = Timber::start(&[]);

@@ -89,7 +89,11 @@ fn the_deadline_cuts_what_does_not_end() {
         (Duration::from_millis(400)..Duration::from_secs(3)).contains(&took),
         "{took:?}"
     );
-    assert!(service.event("Shutting down").contains("1 connections cut"));
+    assert!(
+        service
+            .event("Shutting down")
+            .contains("1 connections aborted")
+    );
 }
 
 #[test]
@@ -103,7 +107,11 @@ fn the_deadline_cuts_a_client_that_does_not_read() {
     while stream.write_all(requests.as_bytes()).is_ok() {} // until the service waits for it to read
     service.signal(Signal::TERM);
     assert_eq!(service.wait().0.code(), Some(1));
-    assert!(service.event("Shutting down").contains("1 connections cut"));
+    assert!(
+        service
+            .event("Shutting down")
+            .contains("1 connections aborted")
+    );
 }
 
 #[test]

@@ -1,31 +1,39 @@
-//! What holds whatever comes in. tests/system/properties.rs tries some hundred inputs of each kind, fuzz/ as many as it is
-//! given time for.
+//! Properties that hold for any input. tests/system/properties.rs tries some hundred inputs of each kind,
+//! fuzz/ as many as it is given time for.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::{
-    fs, path::Path, sync::LazyLock, sync::atomic::AtomicBool, time::Duration, time::Instant,
-};
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri, Version, http::request::Parts};
 use serde_json::{Value, json};
-use timber::api::{self, Answer, App, ROUTES};
-use timber::{config, config::Config, host, log, log::Utc, metrics::Metrics};
+use timber::api::{self, ROUTES};
+use timber::config::{self, Config};
+use timber::context::Context;
+use timber::log::{self, AccessEntry, Log};
+use timber::metrics::Metrics;
+use timber::response::Response;
+use timber::text::Timestamp;
+use timber::{container, request};
+use tokio::runtime::{Builder, Runtime};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-static APP: LazyLock<App> = LazyLock::new(|| App {
-    release: "dev".to_owned(),
-    port: 8000,
-    started: Instant::now(),
-    started_at: 0,
-    draining: AtomicBool::new(false),
-    metrics: Box::leak(Box::new(Metrics::new(
-        ROUTES.iter().map(|route| route.path),
-    ))),
+/// The context keeps a handle to it, but nothing here waits for a timer.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
+
+static CONTEXT: LazyLock<Context> = LazyLock::new(|| {
+    let _entered = RUNTIME.enter();
+    let routes = ROUTES.iter().map(|route| route.path);
+    let metrics: &Metrics = Box::leak(Box::new(Metrics::new(routes)));
+    let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
+    Context::new(Config::default(), 8000, metrics, log)
 });
 
-/// A request as hyper would hand it over; none where it would not.
+/// Returns a request as hyper would pass it on, or `None` if hyper would refuse it.
 pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Option<Parts> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(method).ok()?;
@@ -42,12 +50,12 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
     Some(request.into_parts().0)
 }
 
-/// The path of the route, and the answer. That is of one of the few kinds that there are, and what the client sent
-/// is in it in one place at most: the example of the 404.
-pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
-    let (index, answer) = api::answer(&APP, head, LOCAL);
+/// Returns the path of the route, and the response, which is of one of few kinds. Input of the client
+/// appears in one place at most: the example URL of the 404.
+pub fn respond(head: &Parts) -> (Option<&'static str>, Response) {
+    let (index, response) = api::respond(&CONTEXT, head, LOCAL);
     let route = index.map(|index| ROUTES[index].path);
-    let body = str::from_utf8(&answer.body).expect("the body is text");
+    let body = str::from_utf8(&response.body).expect("the body is text");
     let reads = matches!(head.method, Method::GET | Method::HEAD);
     let content_type = match route {
         Some("/metrics") if reads => "text/plain; version=0.0.4; charset=utf-8",
@@ -55,7 +63,7 @@ pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
         _ => "application/json; charset=utf-8",
     };
     let header = |name| {
-        answer
+        response
             .headers
             .iter()
             .find(|(known, _)| *known == name)
@@ -67,7 +75,7 @@ pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
     } else if content_type.starts_with("application/json") {
         let value: Value =
             serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
-        match (route, answer.status) {
+        match (route, response.status) {
             (Some(_), StatusCode::OK) => {}
             (None, StatusCode::NOT_FOUND) => assert_documents_the_api(head, body, &value),
             (_, status) => {
@@ -79,7 +87,7 @@ pub fn answer(head: &Parts) -> (Option<&'static str>, Answer) {
             }
         }
     }
-    (route, answer)
+    (route, response)
 }
 
 fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
@@ -103,9 +111,9 @@ fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
         value["documentation"]["handlers"]["/index"]["GET"]["examples"],
         json!([example])
     );
-    // But for that, it is the same document for everyone.
+    // Apart from that, the document is the same for everyone.
     let plain = self::head(b"GET", b"/nope", &[(HOST, b"a")])
-        .map(|head| api::answer(&APP, &head, LOCAL).1)
+        .map(|head| api::respond(&CONTEXT, &head, LOCAL).1)
         .unwrap();
     let plain = str::from_utf8(&plain.body)
         .unwrap()
@@ -113,13 +121,13 @@ fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
     assert_eq!(body, plain);
 }
 
-/// A path in its normal form has none other, where nothing in it is left to decode or to strip.
+/// A normal path is its own normal form, unless it still has something to decode or to strip.
 pub fn normal_path(path: &str) {
-    if let Some(normal) = api::normalize(path) {
+    if let Some(normal) = request::normalize(path) {
         assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
         if !normal.contains('%') && !normal.ends_with('/') {
             assert_eq!(
-                api::normalize(&normal).as_deref(),
+                request::normalize(&normal).as_deref(),
                 Some(normal.as_str()),
                 "{path:?}"
             );
@@ -127,13 +135,21 @@ pub fn normal_path(path: &str) {
     }
 }
 
-/// One line for each request, and one for each event, in which nobody can forge another or hide a part.
-pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
-    let now = Utc::at(second);
-    let (method, target) = (head.method.as_str(), head.uri.to_string());
+/// A request has exactly one log entry, in which no client can forge another or hide a part.
+pub fn access_entries(second: u64, client: &str, head: &Parts, response: &Response) {
+    let now = Timestamp::at(second);
+    let (method, target) = (head.method.as_str(), request::target(head));
+    let entry = AccessEntry {
+        client,
+        method,
+        target: &target,
+        version: request::version(head),
+        status: response.status.as_u16(),
+        bytes: response.body.len(),
+    };
     let access = |json| {
         let mut line = String::new();
-        log::access_line(&mut line, &now, json, client, head, answer);
+        log::push_access(&mut line, &now, json, &entry);
         line
     };
     let line = access(false);
@@ -152,7 +168,7 @@ pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
         (logged, unescape(escaped).as_slice(), version),
         (
             method,
-            target.as_bytes(),
+            head.uri.to_string().as_bytes(),
             format!("{:?}", head.version).as_str()
         ),
         "{line:?}"
@@ -161,9 +177,9 @@ pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
     let object = json_line(&access(true));
     assert_eq!(
         (&object["method"], &object["target"]),
-        (&json!(method), &json!(target))
+        (&json!(method), &json!(head.uri.to_string()))
     );
-    assert_eq!(object["status"], answer.status.as_u16());
+    assert_eq!(object["status"], response.status.as_u16());
     assert_eq!(
         object.as_object().map(serde_json::Map::len),
         Some(7),
@@ -171,11 +187,11 @@ pub fn lines(second: u64, client: &str, head: &Parts, answer: &Answer) {
     );
 }
 
-/// A message of this service with whatever got into it.
-pub fn event_lines(second: u64, message: &str) {
+/// An event has exactly one log entry, whatever its message contains.
+pub fn event_entries(second: u64, message: &str) {
     let event = |json| {
         let mut line = String::new();
-        log::event_line(&mut line, &Utc::at(second), json, "INFO", 1, message);
+        log::push_event(&mut line, &Timestamp::at(second), json, "INFO", message);
         line
     };
     let line = event(false);
@@ -190,7 +206,7 @@ fn json_line(line: &str) -> Value {
     value
 }
 
-/// What `\x22` and the like in a line stand for.
+/// Decodes `\x22` and the like.
 fn unescape(text: &str) -> Vec<u8> {
     let mut parts = text.split("\\x");
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -202,7 +218,7 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Settings within the ranges that the messages state; or mistakes, each in one line that begins with what is wrong.
+/// Settings are within the ranges that the messages state; or each mistake is one line that names it.
 pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
     match config::parse(arguments, variables) {
         Ok((_, config)) => assert_in_range(&config),
@@ -219,9 +235,10 @@ pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
                 .collect();
             for line in mistakes {
                 assert!(!line.contains(char::is_control), "{line:?}");
-                let names_it = |name: &&str| line.starts_with(&format!("{} ", name.escape_debug()));
+                let is_named = |name: &&str| line.contains(&name.escape_debug().to_string());
+                let kinds = ["invalid ", "unknown ", "missing value: "];
                 assert!(
-                    names.iter().any(names_it) && line.contains(": expected "),
+                    names.iter().any(is_named) && kinds.iter().any(|kind| line.starts_with(kind)),
                     "{line:?}"
                 );
             }
@@ -261,27 +278,29 @@ fn assert_in_range(config: &Config) {
     }
 }
 
-/// The files of [`host_facts`], below a root.
-pub const HOST_FILES: [&str; 6] = [
-    "proc/self/cgroup",
-    "sys/fs/cgroup/memory.max",
-    "sys/fs/cgroup/cpu.max",
-    "sys/fs/cgroup/pids.max",
-    "proc/self/mounts",
-    "proc/self/status",
+/// The files of [`container_facts`].
+pub const CONTAINER_FILES: [&str; 6] = [
+    "/proc/self/cgroup",
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/cpu.max",
+    "/sys/fs/cgroup/pids.max",
+    "/proc/self/mounts",
+    "/proc/self/status",
 ];
 
-/// Whatever stands in these files, there is at least one worker, and every limit is one that was read.
-pub fn host_facts(root: &Path, texts: &[&str]) {
-    for (file, text) in HOST_FILES.iter().zip(texts) {
-        let file = root.join(file);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, text).unwrap();
-    }
-    let facts = host::facts(root);
+/// Whatever these files contain, there is at least one worker, and each limit is one of their numbers.
+pub fn container_facts(texts: &[&str]) {
+    let facts = container::facts(|path| {
+        let mut files = CONTAINER_FILES.iter().zip(texts);
+        let (_, text) = files.find(|(file, _)| Path::new(file) == path)?;
+        Some((*text).to_owned())
+    });
     assert!(facts.workers() >= 1);
     assert!(!facts.to_string().contains(char::is_control), "{facts}");
-    for limit in [facts.memory_limit, facts.processes].into_iter().flatten() {
+    for limit in [facts.memory_limit, facts.process_limit]
+        .into_iter()
+        .flatten()
+    {
         let mut words = texts.iter().flat_map(|text| text.split_whitespace());
         assert!(
             words.any(|word| word.parse() == Ok(limit)),

@@ -1,4 +1,4 @@
-//! The invariants of tests/support/invariants.rs, with some hundred inputs each that every run makes up anew.
+//! The invariants of tests/support/invariants.rs, each with some hundred random inputs per run.
 
 #[path = "../support/invariants.rs"]
 mod invariants;
@@ -25,7 +25,7 @@ fn head() -> impl Strategy<Value = Parts> {
         proptest::option::of("https?"),
     );
     (method, TARGET, headers).prop_filter_map(
-        "hyper refuses it",
+        "hyper refuses the request",
         |(method, target, (hosts, accept, proto))| {
             let hosts = hosts.iter().map(|host| (HOST, host.as_bytes()));
             let accept = accept.iter().map(|accept| (ACCEPT, accept.as_bytes()));
@@ -44,7 +44,7 @@ fn head() -> impl Strategy<Value = Parts> {
     )
 }
 
-/// What a user types, with a mistake now and then.
+/// Values that a user types, with a mistake now and then.
 const VALUE: &str = "([0-9]{1,20}(s|ms|)|off|on|all|text|json|\\[?[0-9a-f:.]{0,9}\\]?:?[0-9]{0,6}|\\PC{0,70}|(?s).{0,3})";
 const SETTING: &str = "(bind|workers|drain-delay|drain-deadline|idle-timeout|header-timeout|write-timeout\
                        |max-connections|access-log|log-format|release|no-access-log|(?s).{0,5})";
@@ -75,18 +75,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn each_request_has_one_of_few_answers_and_one_line(
+    fn each_request_gets_one_of_few_responses_and_one_log_entry(
         head in head(),
         client in any::<IpAddr>(),
         second in 0..1_u64 << 40,
     ) {
-        let (_, answer) = invariants::answer(&head);
-        invariants::lines(second, &client.to_string(), &head, &answer);
+        let (_, response) = invariants::respond(&head);
+        invariants::access_entries(second, &client.to_string(), &head, &response);
     }
 
     #[test]
-    fn each_event_has_one_line(message in "(?s).{0,30}", second in 0..1_u64 << 40) {
-        invariants::event_lines(second, &message);
+    fn each_event_gets_one_log_entry(message in "(?s).{0,30}", second in 0..1_u64 << 40) {
+        invariants::event_entries(second, &message);
     }
 
     #[test]
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn spellings_of_a_path_that_mean_the_same_lead_to_the_same_route(
+    fn equivalent_spellings_of_a_path_lead_to_the_same_route(
         route in select(&["/index", "/healthz", "/readyz", "/version", "/sample", "/metrics", "/openapi.json"][..]),
         slashes in "/{1,3}",
         version in "(v[^/?#%]{1,5}/)?",
@@ -105,22 +105,21 @@ proptest! {
         let encode = |byte: u8, is_encoded| if is_encoded { format!("%{byte:02x}") } else { char::from(byte).into() };
         let name: String = route[1..].bytes().zip(encoded).map(|(byte, is)| encode(byte, is)).collect();
         let target = format!("{slashes}{}{name}{end}", if route == "/index" { &version } else { "" });
-        // Two slashes at the start of a whole target are a path, too: only behind a scheme do they lead to a host.
+        // Two slashes at the start of a target are a path. Only after a scheme do they lead to a host.
         if let Some(head) = invariants::head(b"GET", target.as_bytes(), &[(HOST, b"a")]) {
-            prop_assert_eq!(invariants::answer(&head).0, Some(route), "{}", target);
+            prop_assert_eq!(invariants::respond(&head).0, Some(route), "{}", target);
         }
     }
 
     #[test]
-    fn settings_are_in_range_or_each_mistake_has_its_line(arguments in arguments(), variables in variables()) {
+    fn settings_are_in_range_or_each_mistake_is_one_line(arguments in arguments(), variables in variables()) {
         invariants::configuration(&arguments, &variables);
     }
 
     #[test]
-    fn whatever_the_kernel_says_there_is_room_to_serve(
-        files in vec("(0::/|[0-9]{1,20}|max|[0-9]{1,20} [0-9]{1,20}|(?s).{0,40})\n?", invariants::HOST_FILES.len()),
+    fn any_container_facts_leave_at_least_one_worker(
+        files in vec("(0::/|[0-9]{1,20}|max|[0-9]{1,20} [0-9]{1,20}|(?s).{0,40})\n?", invariants::CONTAINER_FILES.len()),
     ) {
-        let root = tempfile::tempdir().unwrap();
-        invariants::host_facts(root.path(), &files.iter().map(String::as_str).collect::<Vec<_>>());
+        invariants::container_facts(&files.iter().map(String::as_str).collect::<Vec<_>>());
     }
 }

@@ -1,0 +1,17 @@
+//! The kernel's files about a container, in the order of `CONTAINER_FILES`, separated by a line of `--`.
+#![no_main]
+
+#[allow(dead_code, reason = "the other targets use the rest")]
+#[path = "../../tests/support/invariants.rs"]
+mod invariants;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let texts: Vec<_> = text
+        .split("--\n")
+        .chain([""].into_iter().cycle())
+        .take(invariants::CONTAINER_FILES.len())
+        .collect();
+    invariants::container_facts(&texts);
+});

@@ -1,0 +1,89 @@
+//! The connection limit.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::config::Config;
+use crate::container;
+use crate::metrics::Metrics;
+
+/// Decides how many connections are open at once.
+pub struct Admission {
+    limit: usize,
+    permits: Semaphore,
+    metrics: &'static Metrics,
+}
+
+/// The permission to open one more connection.
+pub type Permit = SemaphorePermit<'static>;
+
+/// An open connection. When it is dropped, the next one may open.
+pub struct Admitted {
+    metrics: &'static Metrics,
+    _permit: Option<Permit>,
+}
+
+impl Admission {
+    pub fn new(limit: usize, metrics: &'static Metrics) -> Self {
+        let permits = Semaphore::new(limit);
+        Admission {
+            limit,
+            permits,
+            metrics,
+        }
+    }
+
+    /// Lowers the limit. Returns true if it was higher.
+    pub fn lower(&self, limit: usize) -> bool {
+        let excess = self.limit.saturating_sub(limit);
+        self.permits.forget_permits(excess) > 0
+    }
+
+    /// Waits until one more connection may be open.
+    ///
+    /// # Panics
+    /// Never: the semaphore is not closed.
+    pub async fn wait(&'static self) -> Permit {
+        let permit = self.permits.acquire().await;
+        permit.expect("the semaphore is not closed")
+    }
+
+    /// Counts an open connection. A shutdown opens those in the backlog without a permit.
+    pub fn admit(&self, permit: Option<Permit>) -> Admitted {
+        self.metrics.connections.fetch_add(1, Relaxed);
+        Admitted {
+            metrics: self.metrics,
+            _permit: permit,
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.metrics.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Returns how many connections may be open at once: the configured maximum, or fewer if the process
+/// may open no more than `open_files` files.
+///
+/// # Errors
+/// No room for a single connection, in one line.
+pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, String> {
+    // Beside connections: streams, listener and signals, and for each worker an epoll instance, its
+    // wake-up and a listener.
+    let own = |workers: usize| 16 + 4 * workers;
+    let wanted = config.max_connections;
+    // Asking for the number of CPUs takes a while, so do that only where the number matters.
+    if open_files >= wanted + own(config.workers.unwrap_or(256)) {
+        return Ok(wanted);
+    }
+    let own = own(config.workers.unwrap_or_else(container::cpus));
+    if open_files <= own {
+        return Err(format!(
+            "cannot start: the file-descriptor limit (ulimit -n) is {open_files}, expected more than {own}"
+        ));
+    }
+    Ok(wanted.min(open_files - own))
+}

@@ -1,0 +1,110 @@
+//! Where the process is between its start and its exit: serving, draining, closing. It only moves
+//! forward. `main` and the server move it; connections and the API read it. No I/O happens here.
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use tokio::sync::{Notify, futures::Notified, watch};
+
+/// The states, in order.
+#[repr(u8)]
+#[derive(Clone, Copy)]
+enum Phase {
+    Serving,
+    /// A signal has arrived: `/readyz` returns 503, and responses say `Connection: close`.
+    Draining,
+    /// Connections close as soon as they have no request in flight.
+    Closing,
+}
+
+/// The state of the process, and the guards that a graceful shutdown waits for.
+pub struct Lifecycle {
+    phase: AtomicU8,
+    /// Notified once, at the start of the closing phase.
+    closing: Notify,
+    /// True once the workers have to stop accepting. Each accept loop holds a receiver.
+    stop_accepting: watch::Sender<bool>,
+    /// Every connection that is not parked holds a receiver.
+    active: watch::Sender<()>,
+}
+
+/// Held by an accept loop. A shutdown waits until all of them are dropped.
+pub struct AcceptGuard(watch::Receiver<bool>);
+
+impl AcceptGuard {
+    /// Waits until the workers have to stop accepting.
+    pub async fn stopped(&mut self) {
+        // An error means that the sender is gone, and with it the whole lifecycle.
+        _ = self.0.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Held by a connection that may have a request in flight. A shutdown waits until all are dropped.
+pub struct ActiveGuard {
+    _receiver: watch::Receiver<()>,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Lifecycle {
+            phase: AtomicU8::new(Phase::Serving as u8),
+            closing: Notify::default(),
+            stop_accepting: watch::Sender::default(),
+            active: watch::Sender::default(),
+        }
+    }
+}
+
+impl Lifecycle {
+    /// Returns true from the first signal on.
+    pub fn is_draining(&self) -> bool {
+        self.phase.load(Relaxed) >= Phase::Draining as u8
+    }
+
+    /// Returns true once connections have to close as soon as no request is in flight.
+    pub fn is_closing(&self) -> bool {
+        self.phase.load(Relaxed) >= Phase::Closing as u8
+    }
+
+    /// Turns readiness off.
+    pub fn start_draining(&self) {
+        self.phase.store(Phase::Draining as u8, Relaxed);
+    }
+
+    /// Tells the accept loops to stop, and waits until the last of them has.
+    pub async fn stop_accepting(&self) {
+        self.stop_accepting.send_replace(true);
+        self.stop_accepting.closed().await;
+    }
+
+    /// Tells active connections to close once they have no request in flight.
+    pub fn start_closing(&self) {
+        self.phase.store(Phase::Closing as u8, Relaxed);
+        self.closing.notify_waiters();
+    }
+
+    /// Returns a future that completes when the closing phase starts. It misses a start before its
+    /// first poll, so check [`Lifecycle::is_closing`] after that.
+    pub fn closing(&self) -> Notified<'_> {
+        self.closing.notified()
+    }
+
+    pub fn accept_guard(&self) -> AcceptGuard {
+        AcceptGuard(self.stop_accepting.subscribe())
+    }
+
+    pub fn active_guard(&self) -> ActiveGuard {
+        ActiveGuard {
+            _receiver: self.active.subscribe(),
+        }
+    }
+
+    /// Number of connections that are not parked.
+    pub fn active_connections(&self) -> usize {
+        self.active.receiver_count()
+    }
+
+    /// Waits until no connection is active.
+    pub async fn all_inactive(&self) {
+        self.active.closed().await;
+    }
+}

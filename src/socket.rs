@@ -1,0 +1,108 @@
+//! The I/O object that hyper gets: a connection's socket, which first replays bytes that an earlier
+//! hyper connection had read, and which sees when every response has been flushed.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use hyper::body::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::metrics::Metrics;
+
+/// Counts the requests of one connection. Only one thread uses it; its counters are atomic because a
+/// task has to be `Send`.
+pub struct Traffic {
+    metrics: &'static Metrics,
+    requests: AtomicU32,
+    /// Requests whose responses are not yet handed to the kernel.
+    in_flight: AtomicU32,
+}
+
+impl Traffic {
+    pub fn new(metrics: &'static Metrics) -> Self {
+        Traffic {
+            metrics,
+            requests: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+
+    /// Counts a request whose head has been read.
+    pub fn start_request(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.in_flight.fetch_add(1, Relaxed);
+        self.metrics.in_flight.fetch_add(1, Relaxed);
+    }
+
+    fn finish_requests(&self) {
+        let finished = self.in_flight.swap(0, Relaxed);
+        self.metrics.in_flight.fetch_sub(finished.into(), Relaxed);
+    }
+
+    /// Number of requests so far.
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Returns true while a response, or a part of one, is not yet with the kernel.
+    pub fn has_request_in_flight(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.finish_requests();
+    }
+}
+
+/// A connection's socket in hyper's hands.
+pub struct Socket<'a> {
+    pub stream: TcpStream,
+    /// Bytes that an earlier hyper connection had read but not used.
+    pub unread: Bytes,
+    pub traffic: &'a Traffic,
+}
+
+impl AsyncRead for Socket<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        buffer: &mut ReadBuf,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.traffic.has_request_in_flight() {
+            // hyper's own refusal of a malformed request, which has no body. `connection` sends ours.
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    /// hyper flushes after it has written everything that it had. The socket itself buffers nothing.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        self.traffic.finish_requests();
+        Poll::Ready(Ok(()))
+    }
+
+    /// hyper calls this last. `connection` decides how the socket is closed.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
