@@ -65,8 +65,8 @@ impl Drop for Admitted {
     }
 }
 
-/// Returns how many connections may be open at once: the configured maximum, or fewer if the process
-/// may open no more than `open_files` files.
+/// Returns how many connections may be open at once: the configured maximum, or fewer if the
+/// process may open no more than `open_files` files.
 ///
 /// # Errors
 /// No room for a single connection, in one line.

@@ -1,5 +1,6 @@
 //! The API: the route table and its handlers. A request's head goes in, a response comes out; no
-//! sockets here. A new endpoint is one row of [`ROUTES`] with its handler, and one entry of openapi.json.
+//! sockets here. A new endpoint is one row of [`ROUTES`] with its handler, and one entry of
+//! openapi.json.
 
 use std::net::IpAddr;
 use std::process;
@@ -98,8 +99,8 @@ fn find_route(head: &Parts) -> Option<usize> {
     (ROUTES[index].path != "/" || is_page_request()).then_some(index)
 }
 
-/// The 404 that documents the API, byte for byte the original's. It knows `/index` alone; the document
-/// that its Link header points to has the other endpoints.
+/// The 404 that documents the API, byte for byte the original's. It knows `/index` alone; the
+/// document that its Link header points to has the other endpoints.
 fn not_found(context: &Context, head: &Parts, client: IpAddr) -> Response {
     let example = to_json(&request::url_of(head, client, context.port, "/index"));
     let body = include_str!("not-found.json")

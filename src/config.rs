@@ -1,6 +1,7 @@
-//! Every setting, with its default and the reason for that. The table [`SETTINGS`] is the only list of
-//! them: the parser, `timber --help` and docs/settings.md follow from it. Nothing here looks at the
-//! process: [`parse`] takes arguments and variables as values, and reports every mistake in them.
+//! Every setting, with its default and the reason for that. The table [`SETTINGS`] is the only list
+//! of them: the parser, `timber --help` and docs/settings.md follow from it. Nothing here looks at
+//! the process: [`parse`] takes arguments and variables as values, and reports every mistake in
+//! them.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,8 +17,8 @@ pub enum Command {
     Version,
 }
 
-/// Which requests are logged on standard output. Probes come every few seconds from each prober and would
-/// drown the rest.
+/// Which requests are logged on standard output. Probes come every few seconds from each prober and
+/// would drown the rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AccessLog {
     Off,
@@ -44,7 +45,8 @@ pub struct Config {
     platform_port: u16,
     /// Threads that serve; unset for the CPUs that the container may use.
     pub workers: Option<usize>,
-    /// From the signal until the listener closes: `/readyz` returns 503, and requests are still served.
+    /// From the signal until the listener closes: `/readyz` returns 503, and requests are still
+    /// served.
     pub drain_delay: Duration,
     /// From the end of the drain delay until active connections are aborted.
     pub drain_deadline: Duration,
@@ -71,8 +73,8 @@ impl Default for Config {
             workers: None,
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(8), // `docker stop` kills after 10
-            // Longer than the 60 s for which common proxies and scrapers keep an idle connection: the
-            // server must not be the first to time out.
+            // Longer than the 60 s for which common proxies and scrapers keep an idle connection:
+            // the server must not be the first to time out.
             idle_timeout: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10), // one packet, with time for some to be lost
             // A response takes microseconds. A client that does not read it takes longer.
@@ -297,8 +299,8 @@ Exit codes:
 "
 }
 
-/// Reads the arguments (without the program's name) and the environment variables. A flag overrides its
-/// variable.
+/// Reads the arguments (without the program's name) and the environment variables. A flag overrides
+/// its variable.
 ///
 /// # Errors
 /// All mistakes, one line each.
@@ -381,8 +383,8 @@ fn unknown(kind: &str, name: &str) -> String {
     format!("unknown {kind} {name}: expected one of those in timber --help")
 }
 
-/// Kubernetes and Docker links set variables for the services beside a container. One that is called
-/// `timber` brings `TIMBER_PORT=tcp://…` and `TIMBER_SERVICE_HOST`.
+/// Kubernetes and Docker links set variables for the services beside a container. One that is
+/// called `timber` brings `TIMBER_PORT=tcp://…` and `TIMBER_SERVICE_HOST`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_numbered = |(_, rest): (&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
     name.ends_with("_PORT") && value.contains("://")
@@ -391,8 +393,8 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(is_numbered)
 }
 
-/// Returns the address of `host`: an IP address, or localhost. Resolving other names would bring musl's
-/// resolver into the image.
+/// Returns the address of `host`: an IP address, or localhost. Resolving other names would bring
+/// musl's resolver into the image.
 pub fn parse_ip(host: &str) -> Option<IpAddr> {
     match host {
         "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
@@ -400,8 +402,8 @@ pub fn parse_ip(host: &str) -> Option<IpAddr> {
     }
 }
 
-/// Returns the host and the port of `HOST:PORT`, `HOST` or `:PORT`. An IPv6 address stands in brackets
-/// or, without a port, bare.
+/// Returns the host and the port of `HOST:PORT`, `HOST` or `:PORT`. An IPv6 address stands in
+/// brackets or, without a port, bare.
 pub fn parse_host_and_port(value: &str) -> Option<(Option<String>, Option<u16>)> {
     if value.parse::<Ipv6Addr>().is_ok() {
         return Some((Some(value.to_owned()), None));

@@ -1,5 +1,5 @@
-//! One connection's life: hyper serves it, it is parked while idle, and it lingers before it is closed.
-//! The only file that names hyper's connection types.
+//! One connection's life: hyper serves it, it is parked while idle, and it lingers before it is
+//! closed. The only file that names hyper's connection types.
 
 use std::convert::Infallible;
 use std::future::{self, poll_fn};
@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{self, Poll};
 
 use http_body_util::Full;
-use hyper::Request;
-use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -32,8 +31,8 @@ use crate::request::{self, MAX_HEAD};
 use crate::response::{Failure, Response};
 use crate::socket::{Socket, Traffic};
 
-/// Interval at which an active connection is checked. Its deadlines are late by up to that, and after as
-/// long without a request it is parked.
+/// Interval at which an active connection is checked. Its deadlines are late by up to that, and
+/// after as long without a request it is parked.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Time for the client to read the last response. What it still sends is discarded.
@@ -41,8 +40,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves a connection until it ends or misses a deadline. A shutdown waits for `active`.
 ///
-/// After a quiet tick the connection is parked: hyper's buffers and state, 13.9 kB, are dropped, and 1.25
-/// kB remain for the socket and a timer. When the client sends something, hyper starts anew.
+/// After a quiet tick the connection is parked: hyper's state and buffers, 13.9 kB, are dropped,
+/// and 1.25 kB remain for the socket and a timer. When the client sends something, hyper starts
+/// anew.
 pub async fn serve(
     context: &'static Context,
     mut stream: TcpStream,
@@ -50,8 +50,8 @@ pub async fn serve(
     _admitted: Admitted,
     mut active: ActiveGuard,
 ) {
-    // Responses are written whole, so waiting for a full packet only delays them. If this fails, the
-    // connection is slower, but works.
+    // Responses are written whole, so waiting for a full packet only delays them. If this fails,
+    // the connection is slower, but works.
     _ = stream.set_nodelay(true);
     // A new connection has the time of a head for its first byte.
     let mut deadline = Instant::now() + context.config.header_timeout;
@@ -69,7 +69,7 @@ pub async fn serve(
 /// Waits until the client sends something or closes. Returns false if `deadline` comes first.
 async fn is_readable_before(stream: &TcpStream, deadline: Sleep) -> bool {
     let mut deadline = pin!(deadline);
-    // `select!` keeps a copy of both futures: 1,627 bytes for a parked connection instead of 1,253.
+    // With `select!`, a parked connection would take 1,627 bytes instead of 1,252.
     poll_fn(|cx| {
         if stream.poll_read_ready(cx).is_ready() {
             return Poll::Ready(true);
@@ -92,14 +92,14 @@ enum End {
     Finished,
     /// hyper could not parse a head.
     Failed(hyper::Error),
-    /// No response is unsent, and no request has been completed for a tick; or the server is closing.
+    /// Every response is sent, and there was no new request for a tick; or the server is closing.
     Quiet,
     /// The client does not read its responses.
     WriteTimeout,
 }
 
-/// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The first
-/// request has to begin before `deadline`.
+/// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The
+/// first request has to begin before `deadline`.
 async fn serve_until_idle(
     context: &'static Context,
     mut stream: TcpStream,
@@ -108,7 +108,8 @@ async fn serve_until_idle(
 ) -> Option<Parked> {
     let connection = &Connection::new(context, client);
     let mut http = http1::Builder::new();
-    // hyper would reset its own header timeout for each request; the checks below cost next to nothing.
+    // hyper would reset its own header timeout for each request; the checks below cost next to
+    // nothing.
     http.header_read_timeout(None)
         .half_close(true)
         .max_buf_size(MAX_HEAD);
@@ -130,9 +131,9 @@ async fn serve_until_idle(
             Poll::Pending => checks.poll(cx),
         })
         .await;
-        // hyper documents `into_parts` for finished connections, because others may have unsent bytes.
-        // After `Quiet` there are none: the socket has seen hyper flush the last response. A test and
-        // the version in Cargo.toml guard this.
+        // hyper documents `into_parts` for finished connections, because others may have unsent
+        // bytes. After `Quiet` there are none: the socket has seen hyper flush the last response.
+        // Tests and the pinned version of hyper guard this.
         let parts = hyper.into_parts();
         stream = parts.io.into_inner().stream;
         unread = parts.read_buf;
@@ -155,21 +156,12 @@ async fn serve_until_idle(
             End::Finished | End::Failed(_) => break None,
         }
     };
-    if let Some(failure) = failure {
-        connection.refuse(&stream, failure);
-    } else if connection.traffic.has_request_in_flight() {
-        return None; // the client has gone
-    }
-    let may_have_more =
-        || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
-    if failure.is_some() || connection.has_unread_body() || may_have_more() {
-        linger(context, stream).await;
-    }
+    connection.close(stream, &unread, failure).await;
     None
 }
 
-/// Discards what the client sends until it closes. A kernel that closes a socket with unread bytes sends a
-/// reset, which can overtake the last response (RFC 9112 section 9.6).
+/// Discards what the client sends until it closes. A kernel that closes a socket with unread bytes
+/// sends a reset, which can overtake the last response (RFC 9112 section 9.6).
 async fn linger(context: &Context, mut stream: TcpStream) {
     let discard = async {
         _ = stream.shutdown().await;
@@ -243,7 +235,7 @@ impl Connection {
         if !self.context.config.access_log.includes(is_probe) {
             return;
         }
-        let is_head = head.method == hyper::Method::HEAD;
+        let is_head = head.method == Method::HEAD;
         self.context.log.access(&AccessEntry {
             client: &self.client_name,
             method: head.method.as_str(),
@@ -254,8 +246,23 @@ impl Connection {
         });
     }
 
-    /// Refuses what hyper cannot serve. The response is not waited for: if the send buffer is full, the
-    /// client does not read, and the response is neither sent nor counted. Returns whether it was sent.
+    /// Closes the connection after its last response, or after refusing what hyper could not serve.
+    async fn close(&self, stream: TcpStream, unread: &[u8], failure: Option<Failure>) {
+        if let Some(failure) = failure {
+            self.refuse(&stream, failure);
+        } else if self.traffic.has_request_in_flight() {
+            return; // the client has gone
+        }
+        let may_have_more =
+            || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
+        if failure.is_some() || self.has_unread_body() || may_have_more() {
+            linger(self.context, stream).await;
+        }
+    }
+
+    /// Sends an error response for what hyper cannot serve, and returns whether it was sent. If the
+    /// send buffer is full, the client does not read: then the response is neither waited for nor
+    /// counted.
     fn refuse(&self, stream: &TcpStream, failure: Failure) -> bool {
         let Context { metrics, log, .. } = self.context;
         let response = failure.to_http();
@@ -305,7 +312,8 @@ impl<'a> Checks<'a> {
             requests: 0,
             since: Instant::now(),
         };
-        // Polled once, both wake the task when they are due. Polling them for each request would cost.
+        // Polled once, both wake the task when they are due. Polling them for each request would
+        // cost.
         poll_fn(|cx| {
             checks.reset_timer(cx);
             _ = checks.closing.as_mut().poll(cx);
@@ -359,5 +367,39 @@ impl<'a> Checks<'a> {
     fn idle_deadline(&self) -> Option<Instant> {
         let idle_timeout = self.connection.context.config.idle_timeout;
         (self.requests > 0).then(|| self.since + idle_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::log::Log;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn refusal_that_does_not_fit_into_the_send_buffer_is_not_counted() {
+        let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
+        let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
+        let context = Context::new(Config::default(), 0, metrics, log);
+        let context: &Context = Box::leak(Box::new(context));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (mut client, (server, peer)) = tokio::try_join!(client, listener.accept()).unwrap();
+        let connection = Connection::new(context, peer.ip());
+        let failure = Failure(StatusCode::BAD_REQUEST, "Malformed HTTP request (RFC 9112)");
+
+        assert!(connection.refuse(&server, failure));
+        assert_eq!(metrics.responses(), 1);
+        let mut status_line = [0; 12];
+        client.read_exact(&mut status_line).await.unwrap();
+        assert_eq!(&status_line, b"HTTP/1.1 400");
+
+        server.writable().await.unwrap();
+        while server.try_write(&[0; 4096]).is_ok() {}
+        assert!(!connection.refuse(&server, failure));
+        assert_eq!(metrics.responses(), 1);
     }
 }

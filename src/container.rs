@@ -1,7 +1,7 @@
 //! What the process sees of its container: user, root file system, limits.
 //!
-//! Everything is read from files of `/proc` and `/sys`. A file that is missing (another system, another
-//! cgroup layout) makes a fact unknown, never an error: the service runs without it.
+//! Everything is read from files of `/proc` and `/sys`. A file that is missing (another system,
+//! another cgroup layout) makes a fact unknown, never an error: the service runs without it.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,7 +9,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Facts for the log entries at the start. `None` stands for unknown, and for a limit also for unlimited.
+/// Facts for the log entries at the start. `None` stands for unknown, and for a limit also for
+/// unlimited.
 #[derive(Debug, PartialEq)]
 pub struct Facts {
     pub user: Option<u32>,
@@ -57,8 +58,8 @@ pub fn facts(read: impl Fn(&Path) -> Option<String>) -> Facts {
 }
 
 impl Facts {
-    /// Number of workers: the CPUs that the container may use, but at most a quarter of the process limit.
-    /// Threads count as processes, and a probe needs some to start.
+    /// Number of workers: the CPUs that the container may use, but at most a quarter of the process
+    /// limit. Threads count as processes, and a probe needs some to start.
     pub fn workers(&self) -> usize {
         let limit = self
             .process_limit
@@ -66,8 +67,8 @@ impl Facts {
         cpus().min(limit.unwrap_or(usize::MAX).max(1))
     }
 
-    /// Number of connections that fit into the container's memory when each has sent all but the end of a
-    /// long head; `None` without a limit. The kernel's memory for them is not counted.
+    /// Number of connections that fit into the container's memory when each has sent all but the
+    /// end of a long head; `None` without a limit. The kernel's memory for them is not counted.
     pub fn max_connections(&self) -> Option<usize> {
         const CONNECTION: u64 = 40 * 1024;
         const SERVICE: u64 = 4 * 1024 * 1024;
@@ -128,8 +129,8 @@ pub fn resident_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Reads a file at once. Those of `/proc` tell no size, so [`fs::read_to_string`] would start with 32
-/// bytes.
+/// Reads a file at once. Those of `/proc` tell no size, so [`fs::read_to_string`] would start with
+/// 32 bytes.
 pub fn read_file(path: &Path) -> Option<String> {
     let mut text = String::with_capacity(4096);
     File::open(path).ok()?.read_to_string(&mut text).ok()?;
@@ -154,9 +155,10 @@ fn thousandths(quota: u64, period: u64) -> Option<u64> {
     quota.checked_mul(1000)?.checked_div(period)
 }
 
-/// Returns the directories of this process's cgroup and its parents, innermost first: a limit of any of
-/// them applies. `controller` is empty for cgroup version 2. A container may see the host's path but
-/// only its own group, mounted; of the directories only the last, the mount itself, then exists.
+/// Returns the directories of this process's cgroup and its parents, innermost first: a limit of
+/// any of them applies. `controller` is empty for cgroup version 2. A container may see the host's
+/// path but only its own group, mounted; of the directories only the last, the mount itself, then
+/// exists.
 fn groups(cgroups: &str, controller: &str) -> impl Iterator<Item = PathBuf> {
     let path = cgroups.lines().find_map(|line| {
         // `0::/path` in version 2, `5:cpu,cpuacct:/path` in version 1.

@@ -1,5 +1,5 @@
-//! What the parts of the service share: plain values and shared handles. It lives below the server and
-//! its connections, so that a connection does not need to know the server.
+//! What the parts of the service share: plain values and shared handles. It lives below the server
+//! and its connections, so that a connection does not need to know the server.
 
 use std::time::Instant;
 

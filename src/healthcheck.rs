@@ -1,4 +1,5 @@
-//! `timber healthcheck`: the probe for an image that has no curl. One connection, one request, no runtime.
+//! `timber healthcheck`: the probe for an image that has no curl. One connection, one request, no
+//! runtime.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

@@ -7,8 +7,8 @@ use tokio::net::TcpSocket;
 
 use crate::config::{Config, parse_ip};
 
-/// Maximum number of connections that wait to be accepted. Linux caps it at `net.core.somaxconn`, by
-/// default 4096.
+/// Maximum number of connections that wait to be accepted. Linux caps it at `net.core.somaxconn`,
+/// by default 4096.
 const BACKLOG: u32 = 4096;
 
 /// Linux's EAFNOSUPPORT, "address family not supported": IPv6 is switched off.
@@ -70,8 +70,8 @@ pub fn is_client_gone(error: &io::Error) -> bool {
     )
 }
 
-/// Drops the first segment of new handshakes. Their clients retry a second later, find the port closed,
-/// and are told so.
+/// Drops the first segment of new handshakes. Their clients retry a second later, find the port
+/// closed, and are told so.
 #[cfg(target_os = "linux")]
 pub fn decline_handshakes(listener: &TcpListener) {
     use socket2::{SockFilter, SockRef};

@@ -1,8 +1,8 @@
 //! The event log on standard error, and the access log on standard output.
 //!
-//! A reader that has gone or has stopped reading must not stop or slow the service. So entries go into
-//! a bounded buffer, which a thread of its own writes out. Entries that do not fit, or that cannot be
-//! written, are dropped and counted.
+//! A reader that has gone or has stopped reading must not stop or slow the service. So entries go
+//! into a bounded buffer, which a thread of its own writes out. Entries that do not fit, or that
+//! cannot be written, are dropped and counted.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -94,8 +94,8 @@ impl Log {
         }
     }
 
-    /// Waits until all entries are written, but at most `limit` for each stream: its reader may have
-    /// stopped.
+    /// Waits until all entries are written, but at most `limit` for each stream: its reader may
+    /// have stopped.
     pub fn flush(&self, limit: Duration) {
         for stream in self.streams() {
             let is_pending = |state: &mut State| state.is_writing || !state.waiting.is_empty();

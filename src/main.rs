@@ -90,7 +90,8 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         let port = listener.local_addr().map_or(0, |address| address.port());
         let context = new_context(config, port);
         if limit < wanted {
-            // Without descriptors, clients would be refused at random. Now they wait in the backlog.
+            // Without descriptors, clients would be refused at random. Now they wait in the
+            // backlog.
             let reason = "file-descriptor limit";
             let message = format!("Limiting connections to {limit} instead of {wanted}: {reason}");
             context.log.warning(&message);

@@ -4,8 +4,9 @@ use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Upper bounds of the duration histogram: in nanoseconds, and in seconds as the label that Prometheus
-/// reads. A response takes microseconds; the upper half is there to show when one does not.
+/// Upper bounds of the duration histogram: in nanoseconds, and in seconds as the label that
+/// Prometheus reads. A response takes microseconds; the upper half is there to show when one does
+/// not.
 const BUCKETS: [(u64, &str); 7] = [
     (5_000, "0.000005"),
     (20_000, "0.00002"),
@@ -71,8 +72,8 @@ impl Metrics {
             .sum()
     }
 
-    /// Returns the text of `/metrics`. `build` has the labels that identify the build, `started_at` is
-    /// in seconds since the Unix epoch, `resident_memory` is in bytes, and unset where unknown.
+    /// Returns the text of `/metrics`. `build` has the labels that identify the build, `started_at`
+    /// is in seconds since the Unix epoch, `resident_memory` is in bytes, and unset where unknown.
     pub fn render(
         &self,
         build: &[(&str, &str)],

@@ -10,8 +10,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::response::Failure;
 
-/// Maximum number of bytes of a head, and of what is pipelined behind it, that are buffered at once:
-/// twice what the original accepted.
+/// Maximum number of bytes of a head, and of what is pipelined behind it, that are buffered at
+/// once: twice what the original accepted.
 pub const MAX_HEAD: usize = 16 * 1024;
 
 /// Checks the form of the target and the Host header.
@@ -48,8 +48,8 @@ pub fn check(head: &Parts) -> Result<(), Failure> {
     }
 }
 
-/// `HOST[:PORT]` of RFC 3986 section 3.2.2, which allows an empty host. Written as one pass over the
-/// bytes because `str` functions cost 483 instructions per request more (docs/performance.md).
+/// `HOST[:PORT]` of RFC 3986 section 3.2.2, which allows an empty host. Written as one pass over
+/// the bytes because `str` functions cost 483 instructions per request more (docs/performance.md).
 fn is_host(value: &HeaderValue) -> bool {
     let is_port =
         |rest: &[u8]| matches!(rest, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit));
@@ -76,8 +76,9 @@ fn is_host(value: &HeaderValue) -> bool {
     }
 }
 
-/// Returns the path as the original compares it: percent-decoded, with one leading slash and without
-/// one trailing slash, and `/index` for `/v1/index` with any text after the v. `None` if it is not UTF-8.
+/// Returns the path as the original compares it: percent-decoded, with one leading slash and
+/// without one trailing slash, and `/index` for `/v1/index` with any text after the v. `None` if it
+/// is not UTF-8.
 pub fn normalize(path: &str) -> Option<String> {
     // A percent sign without two hexadecimal digits stands for itself, as in the original.
     let decoded = percent_decode_str(path).decode_utf8().ok()?;
@@ -96,7 +97,8 @@ fn is_versioned_index(name: &str) -> bool {
         .is_some_and(|version| !version.is_empty() && !version.contains('/'))
 }
 
-/// Returns true if Accept names text/html, as that of a browser that opens a page does. curl's does not.
+/// Returns true if Accept names text/html, as that of a browser that opens a page does. curl's does
+/// not.
 pub fn accepts_html(head: &Parts) -> bool {
     let is_zero = |parameter: &str| {
         parameter
@@ -115,8 +117,8 @@ pub fn accepts_html(head: &Parts) -> bool {
         })
 }
 
-/// Returns the URL that a client at `client` would use for `path`. `port` is for HTTP/1.0 clients, which
-/// may leave out Host.
+/// Returns the URL that a client at `client` would use for `path`. `port` is for HTTP/1.0 clients,
+/// which may leave out Host.
 pub fn url_of(head: &Parts, client: IpAddr, port: u16, path: &str) -> String {
     let host = match (head.uri.authority(), head.headers.get(header::HOST)) {
         (Some(authority), _) => Cow::Borrowed(authority.as_str()), // RFC 9112 section 3.2.2

@@ -9,7 +9,8 @@ use serde::{Serialize, Serializer};
 
 use crate::text::to_json;
 
-/// A response. Its headers are prepared, so that none has to be built, checked and dropped per request.
+/// A response. Its headers are prepared, so that none has to be built, checked and dropped per
+/// request.
 pub struct Response {
     pub status: StatusCode,
     pub headers: Headers,
@@ -118,8 +119,8 @@ pub static PROMETHEUS: [Header; 1] = [header(
     "text/plain; version=0.0.4; charset=utf-8",
 )];
 
-/// The page runs its own script and style, connects to its own origin, and does nothing else. A test
-/// holds the hashes to page.html.
+/// The page runs its own script and style, connects to its own origin, and does nothing else. A
+/// test holds the hashes to page.html.
 const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-LuEOSY3zaZoUk01BmCJj3nhcbZwQjakHgq4uxzuJoHU='; \
     style-src 'sha256-TVhWa6uZS2lz7dwCIQFqigS4S97DYjnciaWCYX5ftU4='; \

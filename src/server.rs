@@ -17,20 +17,20 @@ use crate::context::Context;
 use crate::lifecycle::AcceptGuard;
 use crate::listener;
 
-/// Pause after an accept that failed for lack of resources, such as file descriptors: retrying at once
-/// would spin.
+/// Pause after an accept that failed for lack of resources, such as file descriptors: retrying at
+/// once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time for handshakes that are in progress when the listener stops taking new ones: several round trips
-/// within a data center.
+/// Time for handshakes that are in progress when the listener stops taking new ones: several round
+/// trips within a data center.
 const HANDSHAKE: Duration = Duration::from_millis(20);
 
-/// Time between the end of accepting and the closing of idle connections: a request that is on its way
-/// is still served.
+/// Time between the end of accepting and the closing of idle connections: a request that is on its
+/// way is still served.
 const LAST_REQUESTS: Duration = Duration::from_millis(100);
 
-/// Starts the workers, and returns their number. `count` is asked once the first one serves. Where no
-/// thread can be started, the caller's runtime serves.
+/// Starts the workers, and returns their number. `count` is asked once the first one serves. Where
+/// no thread can be started, the caller's runtime serves.
 ///
 /// # Errors
 /// The listener cannot be shared.
@@ -53,8 +53,8 @@ pub fn start(
     Ok(workers)
 }
 
-/// Starts a thread that accepts connections and serves those that it has accepted: a connection never
-/// moves to another worker.
+/// Starts a thread that accepts connections and serves those that it has accepted: a connection
+/// never moves to another worker.
 fn start_worker(context: &'static Context, number: usize, listener: StdListener) -> bool {
     let guard = context.lifecycle.accept_guard();
     // Without timers: see `timers`.
@@ -120,8 +120,8 @@ fn open(context: &'static Context, stream: TcpStream, peer: SocketAddr, permit: 
     tokio::spawn(connection::serve(context, stream, client, admitted, active));
 }
 
-/// Shuts down gracefully within the drain delay plus the drain deadline. No connection that the kernel
-/// has accepted is lost. Those still active at the deadline are left to the caller.
+/// Shuts down gracefully within the drain delay plus the drain deadline. No connection that the
+/// kernel has accepted is lost. Those still active at the deadline are left to the caller.
 pub async fn drain(context: &'static Context, listener: StdListener) {
     context.lifecycle.start_draining();
     sleep(context.config.drain_delay).await;
@@ -130,9 +130,9 @@ pub async fn drain(context: &'static Context, listener: StdListener) {
 }
 
 async fn close_gracefully(context: &'static Context, listener: StdListener) {
-    // A handshake that completes between the last accept and the close would be reset. So no new one may
-    // start, and those in progress get time to complete. Without this, 20 shutdowns under 200 clients
-    // lost up to 15 requests; with it, none (`cargo test loses_no_request`).
+    // A handshake that completes between the last accept and the close would be reset. So no new
+    // one may start, and those in progress get time to complete. Without this, 20 shutdowns under
+    // 200 clients lost up to 15 requests; with it, none (`cargo test loses_no_request`).
     listener::decline_handshakes(&listener);
     context.lifecycle.stop_accepting().await;
     sleep(HANDSHAKE).await;

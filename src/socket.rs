@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 
 use crate::metrics::Metrics;
 
-/// Counts the requests of one connection. Only one thread uses it; its counters are atomic because a
-/// task has to be `Send`.
+/// Counts the requests of one connection. Only one thread uses it; its counters are atomic because
+/// a task has to be `Send`.
 pub struct Traffic {
     metrics: &'static Metrics,
     requests: AtomicU32,
@@ -89,13 +89,15 @@ impl AsyncWrite for Socket<'_> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if !self.traffic.has_request_in_flight() {
-            // hyper's own refusal of a malformed request, which has no body. `connection` sends ours.
+            // hyper's own refusal of a malformed request, which has no body. `connection` sends
+            // ours.
             return Poll::Ready(Ok(bytes.len()));
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    /// hyper flushes after it has written everything that it had. The socket itself buffers nothing.
+    /// hyper flushes after it has written everything that it had. The socket itself buffers
+    /// nothing.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
         self.traffic.finish_requests();
         Poll::Ready(Ok(()))

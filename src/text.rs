@@ -79,8 +79,8 @@ impl Formatter for Spaced {
     }
 }
 
-/// Appends `text`, with `\xNN` for each byte that could end a log entry, close its quotes or control
-/// a terminal.
+/// Appends `text`, with `\xNN` for each byte that could end a log entry, close its quotes or
+/// control a terminal.
 pub fn push_escaped(line: &mut String, text: &str) {
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
     if text.bytes().all(is_plain) {

@@ -1,8 +1,9 @@
 //! Deadlines, driven by a runtime apart from the workers'.
 //!
-//! A runtime with timers reads the clock and checks its timer wheel on each turn of its event loop, so
-//! for each request: 700 of 9,222 instructions (docs/performance.md). The workers' runtimes therefore
-//! have no timers. The main thread's runtime, which otherwise waits for signals, drives all of them.
+//! A runtime with timers reads the clock and checks its timer wheel on each turn of its event loop,
+//! so for each request: 700 of 9,222 instructions (docs/performance.md). The workers' runtimes
+//! therefore have no timers. The main thread's runtime, which otherwise waits for signals, drives
+//! all of them.
 
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, Sleep, Timeout, sleep_until, timeout};

@@ -1,4 +1,5 @@
-//! The kernel's files about a container, in the order of `CONTAINER_FILES`, separated by a line of `--`.
+//! The kernel's files about a container, in the order of `CONTAINER_FILES`, separated by a line of
+//! `--`.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

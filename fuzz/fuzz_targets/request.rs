@@ -1,5 +1,6 @@
-//! A request through the API and into the access log. The input has one line each for the method, the target, Host,
-//! Accept and X-Forwarded-Proto, of which the last three may be missing. The rest is the message of an event.
+//! A request through the API and into the access log. The input has one line each for the method,
+//! the target, Host, Accept and X-Forwarded-Proto, of which the last three may be missing. The rest
+//! is the message of an event.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

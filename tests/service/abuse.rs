@@ -1,5 +1,5 @@
-//! Clients that take what they can get: time, memory, connections, file descriptors. Each has its bound, and costs
-//! the others nothing.
+//! Clients that take what they can get: time, memory, connections, file descriptors. Each has its
+//! bound, and costs the others nothing.
 
 use std::{fs, io::ErrorKind};
 
@@ -50,7 +50,8 @@ fn settles(service: &Timber) {
     }
 }
 
-/// Sends this again and again, a piece each 50 ms, until something comes back, and returns after how long.
+/// Sends this again and again, a piece each 50 ms, until something comes back, and returns after
+/// how long.
 fn trickle(stream: &mut TcpStream, pieces: &[&str]) -> Duration {
     stream
         .set_read_timeout(Some(Duration::from_millis(50)))
@@ -71,7 +72,8 @@ fn trickle(stream: &mut TcpStream, pieces: &[&str]) -> Duration {
     start.elapsed()
 }
 
-/// A client on a path of small packets that has room for few, so that the service's own kernel takes few as well.
+/// A client on a path of small packets that has room for few, so that the service's own kernel
+/// takes few as well.
 fn narrow(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_tcp_mss(536).unwrap();

@@ -1,4 +1,5 @@
-//! Requests in a row on one connection, in pieces, with bodies that nobody wants, and how that ends.
+//! Requests in a row on one connection, in pieces, with bodies that nobody wants, and how that
+//! ends.
 
 use std::net::Shutdown;
 
@@ -6,7 +7,8 @@ use super::*;
 
 const OK: &str = r#"{"timber": "so delicious"}"#;
 
-/// The statuses of what a connection still answers before it closes. A reset is no end: it can cost answers.
+/// The statuses of what a connection still answers before it closes. A reset is no end: it can cost
+/// answers.
 fn remaining(stream: &mut TcpStream) -> Vec<u16> {
     let mut statuses = Vec::new();
     loop {
@@ -108,6 +110,22 @@ fn requests_in_pieces_are_whole() {
     assert_eq!(remaining(&mut stream), [200, 404, 405]);
 }
 
+/// After a quiet tick, here 100 ms, timber takes hyper's connection apart and gives what hyper had read
+/// to the next one. Fails if hyper no longer returns unread bytes from a connection before its end.
+#[test]
+fn head_that_pauses_longer_than_a_tick_is_served() {
+    let service = Timber::start(&["--idle-timeout", "400ms", "--header-timeout", "20s"]);
+    let mut stream = service.connect();
+    let requests = [get("/index"), get("/nope")].concat();
+    for part in requests.as_bytes().chunks(20) {
+        stream.write_all(part).unwrap();
+        thread::sleep(Duration::from_millis(250));
+    }
+    for status in [200, 404] {
+        assert_eq!(Answer::read(&mut stream, false).status, status);
+    }
+}
+
 /// RFC 9112 section 9.6: to send no more is not to have left.
 #[test]
 fn who_has_nothing_more_to_send_is_still_answered() {
@@ -187,7 +205,8 @@ fn a_body_that_nobody_wants_costs_the_connection_but_not_the_answer() {
     );
 }
 
-/// Answers that wait for a client to read are sent whole, even when bodies of requests lie between them.
+/// Answers that wait for a client to read are sent whole, even when bodies of requests lie between
+/// them.
 #[test]
 fn answers_that_wait_are_whole() {
     let service = Timber::start(&[]);

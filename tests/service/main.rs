@@ -13,6 +13,7 @@ mod operations;
 mod page;
 mod rfc;
 mod shut_down;
+mod structure;
 
 use std::{
     collections::BTreeMap,

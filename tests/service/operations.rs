@@ -1,6 +1,9 @@
 //! What machines ask: health, version, metrics, the `OpenAPI` document.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+
+use timber::api::ROUTES;
 
 use super::*;
 
@@ -65,7 +68,8 @@ fn metrics_count_requests_and_describe_the_process() {
         let name = format!("http_requests_total{{route=\"{route}\",code=\"{code}\"}}");
         assert_in(&name, value(&name), count..=count);
     }
-    // A request is counted as finished on another thread, a moment after its client has the response.
+    // A request is counted as finished on another thread, a moment after its client has the
+    // response.
     for (name, range) in [
         ("http_requests_in_flight", 1.0..=5.0),
         ("http_connections_open", 1.0..=5.0),
@@ -128,12 +132,15 @@ fn samples(text: &str) -> Vec<(String, f64)> {
 
 /// CI validates the same document against the schema of `OpenAPI`.
 #[test]
-fn openapi_document_describes_the_responses() {
+fn openapi_document_describes_every_route() {
     let service = Timber::start(&[]);
     let document = service.get("/openapi.json").json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 8);
+    let described: BTreeSet<_> = paths.keys().map(String::as_str).collect();
+    let routes: BTreeSet<_> = ROUTES.iter().map(|route| route.path).collect();
+    assert_eq!(described, routes, "left: src/openapi.json, right: ROUTES");
     for (path, item) in paths {
         let answer = service.ask(format!(
             "GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n"

@@ -1,4 +1,5 @@
-//! The page, as far as it goes without a browser, and the samples that it takes. tests/system/browser has the rest.
+//! The page, as far as it goes without a browser, and the samples that it takes.
+//! tests/system/browser has the rest.
 
 use super::*;
 

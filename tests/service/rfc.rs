@@ -1,5 +1,6 @@
-//! What RFC 9110 and RFC 9112 say about single requests: for each, what may come back. Where they leave a choice, the
-//! table has all that is sensible; what is refused must be refused in a way that no second request hides behind it.
+//! What RFC 9110 and RFC 9112 say about single requests: for each, what may come back. Where they
+//! leave a choice, the table has all that is sensible; what is refused must be refused in a way
+//! that no second request hides behind it.
 
 use std::time::SystemTime;
 
@@ -7,7 +8,8 @@ use Expect::{Closed, Either, Kept};
 
 use super::*;
 
-/// What may come back: one answer that has one of these statuses, and what then becomes of the connection.
+/// What may come back: one answer that has one of these statuses, and what then becomes of the
+/// connection.
 #[derive(Clone, Copy, Debug)]
 enum Expect {
     Kept(&'static [u16]),
@@ -27,7 +29,8 @@ const VERSION: &[u16] = &[505];
 /// The section that rules it, a part of the request, and what is expected.
 type Row<'a> = (&'a str, &'a [u8], Expect);
 
-/// Sends each row's bytes, with these before and behind them, on a connection of its own, and tells all that fail.
+/// Sends each row's bytes, with these before and behind them, on a connection of its own, and tells
+/// all that fail.
 fn check(before: &str, rows: &[Row], behind: &str) {
     let service = Timber::start(&["--header-timeout", "2s", "--write-timeout", "2s"]);
     let address = service.address;
@@ -306,7 +309,8 @@ fn framing_in_http_1_0() {
     check("GET /index HTTP/1.0\r\n", rows, &get("/smuggled"));
 }
 
-/// The answer does not wait for a body that nobody wants, so what is wrong in one shows in the connection's end.
+/// The answer does not wait for a body that nobody wants, so what is wrong in one shows in the
+/// connection's end.
 #[test]
 fn chunks() {
     let request = "GET /index HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";

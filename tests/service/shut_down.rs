@@ -154,8 +154,9 @@ fn during_the_delay_it_serves_but_is_not_ready() {
     );
 }
 
-/// 200 clients that open a connection for each request, and 200 that keep theirs, are at it when the signal
-/// comes. A connection that was made is answered: its handshake was in the accept queue if nowhere else.
+/// 200 clients that open a connection for each request, and 200 that keep theirs, are at it when
+/// the signal comes. A connection that was made is answered: its handshake was in the accept queue
+/// if nowhere else.
 #[test]
 fn nothing_is_lost_under_load() {
     const STOPS: usize = 20;
@@ -205,7 +206,8 @@ fn connection_per_request(address: SocketAddr) -> usize {
     0
 }
 
-/// One when the connection was closed on a request that was sent, and no answer before had announced that.
+/// One when the connection was closed on a request that was sent, and no answer before had
+/// announced that.
 fn connection_kept(address: SocketAddr) -> usize {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return 0;
@@ -231,7 +233,8 @@ fn connection_kept(address: SocketAddr) -> usize {
     }
 }
 
-/// What waits for a client to read is sent whole, the last answer included, which closes the connection.
+/// What waits for a client to read is sent whole, the last answer included, which closes the
+/// connection.
 #[test]
 fn a_client_that_reads_late_gets_whole_answers() {
     let mut service = Timber::start(&[]);

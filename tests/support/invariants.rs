@@ -1,5 +1,5 @@
-//! Properties that hold for any input. tests/system/properties.rs tries some hundred inputs of each kind,
-//! fuzz/ as many as it is given time for.
+//! Properties that hold for any input. tests/system/properties.rs tries some hundred inputs of each
+//! kind, fuzz/ as many as it is given time for.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -50,8 +50,8 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
     Some(request.into_parts().0)
 }
 
-/// Returns the path of the route, and the response, which is of one of few kinds. Input of the client
-/// appears in one place at most: the example URL of the 404.
+/// Returns the path of the route, and the response, which is of one of few kinds. Input of the
+/// client appears in one place at most: the example URL of the 404.
 pub fn respond(head: &Parts) -> (Option<&'static str>, Response) {
     let (index, response) = api::respond(&CONTEXT, head, LOCAL);
     let route = index.map(|index| ROUTES[index].path);
@@ -218,7 +218,8 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Settings are within the ranges that the messages state; or each mistake is one line that names it.
+/// Settings are within the ranges that the messages state; or each mistake is one line that names
+/// it.
 pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
     match config::parse(arguments, variables) {
         Ok((_, config)) => assert_in_range(&config),
@@ -288,7 +289,8 @@ pub const CONTAINER_FILES: [&str; 6] = [
     "/proc/self/status",
 ];
 
-/// Whatever these files contain, there is at least one worker, and each limit is one of their numbers.
+/// Whatever these files contain, there is at least one worker, and each limit is one of their
+/// numbers.
 pub fn container_facts(texts: &[&str]) {
     let facts = container::facts(|path| {
         let mut files = CONTAINER_FILES.iter().zip(texts);

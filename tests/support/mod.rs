@@ -16,7 +16,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// For whatever has to happen at all: far more than it takes, even on a machine that is busy with something else.
+/// For whatever has to happen at all: far more than it takes, even on a machine that is busy with
+/// something else.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// A running service, killed when dropped.
