@@ -1,8 +1,8 @@
-//! What users see of containers of both images.
+//! Containers of both images, as users see them.
 
 use super::*;
 
-/// What "stops at once" means, from the command to the end of the container. It takes about 0.2 s.
+/// Maximum time from the command to the end of the container. Usually it takes 0.2 s.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 const HARDENED: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --user 12345 --memory 16m \
@@ -32,9 +32,9 @@ fn the_api_is_served_through_a_published_port() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn docker_finds_out_whether_the_service_answers() {
+fn docker_reports_the_health_of_the_service() {
     let served = RELEASES.map(|release| Container::serve(&image(release), "", ""));
-    // The probe knows the image's PORT and nothing of this flag.
+    // The health check uses the PORT of the image and does not know this flag.
     let lost = RELEASES.map(|release| {
         Container::serve(
             &image(release),
@@ -44,7 +44,7 @@ fn docker_finds_out_whether_the_service_answers() {
     });
     for (containers, expected) in [(served, "healthy"), (lost, "unhealthy")] {
         for container in containers {
-            let health = eventually("the end of the first probes", || {
+            let health = eventually("the first health checks", || {
                 let health = inspect(&container.0, "State")["Health"].take();
                 (health["Status"] != "starting").then_some(health)
             });
@@ -55,7 +55,7 @@ fn docker_finds_out_whether_the_service_answers() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn each_signal_that_means_stop_stops_process_1_at_once() {
+fn stop_signals_stop_process_1_at_once() {
     for release in RELEASES {
         for how in ["stop", "kill --signal INT", "kill --signal QUIT"] {
             let container = Container::serve(&image(release), "", "");
@@ -78,7 +78,7 @@ fn each_signal_that_means_stop_stops_process_1_at_once() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn ctrl_c_ends_a_docker_run_in_the_foreground() {
+fn ctrl_c_stops_a_container_in_the_foreground() {
     for release in RELEASES {
         let container = Container(format!("timber-test-{}-{release}", process::id()));
         let mut client = Command::new("docker");
@@ -117,11 +117,11 @@ fn a_request_in_flight_at_docker_stop_finishes() {
         let request = get("/index");
         let (first, second) = request.split_at(20);
         stream.write_all(first.as_bytes()).unwrap();
-        thread::sleep(Duration::from_millis(200)); // the first half has to be read before the signal
+        thread::sleep(Duration::from_millis(200)); // the service reads the first half before the signal
         thread::scope(|scope| {
             let stop = scope.spawn(|| docker(&format!("stop {container}")));
             container.wait_for("Handling signal: term");
-            thread::sleep(Duration::from_millis(500)); // an idle service would have gone by now
+            thread::sleep(Duration::from_millis(500)); // an idle service would have stopped by now
             let answer = ask(&mut stream, second);
             assert_eq!(
                 (answer.status, answer.header("connection")),
@@ -135,7 +135,7 @@ fn a_request_in_flight_at_docker_stop_finishes() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn a_hardened_container_serves_and_says_what_it_sees() {
+fn a_hardened_container_serves_and_logs_its_limits() {
     for release in RELEASES {
         for network in ["bridge", "none"] {
             let container = Container::serve(
@@ -150,38 +150,38 @@ fn a_hardened_container_serves_and_says_what_it_sees() {
                 "User 12345, root file system read-only, memory limit 16384 kiB, CPU limit 0.500",
                 "Using workers: 1",
             ] {
-                assert!(log.contains(fact), "{fact:?} is not in {log}");
+                assert!(log.contains(fact), "{fact:?} is missing in {log}");
             }
             if network == "bridge" {
-                a_crowd_fits(&container);
+                connections_up_to_the_limit_fit_into_memory(&container);
             }
         }
     }
 }
 
-/// As many connections as are served at once, and some more, each with the most memory that one can take.
-fn a_crowd_fits(container: &Container) {
+/// Opens more connections than the limit, each with the most memory that one can use.
+fn connections_up_to_the_limit_fit_into_memory(container: &Container) {
     container.wait_for("Serving 307 connections at once");
     let address = container.address();
-    let half_a_head = format!(
+    let partial_head = format!(
         "GET /index HTTP/1.1\r\nHost: a\r\nX: {}",
         "x".repeat(15_500)
     );
-    let crowd: Vec<_> = (0..400)
+    let connections: Vec<_> = (0..400)
         .map(|_| {
             let mut stream = connect(address);
-            stream.write_all(half_a_head.as_bytes()).unwrap();
+            stream.write_all(partial_head.as_bytes()).unwrap();
             stream
         })
         .collect();
     thread::sleep(Duration::from_secs(3));
-    drop(crowd);
+    drop(connections);
     assert_eq!(container.get("/index").status, 200, "{}", container.log());
 }
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn where_threads_cannot_be_started_it_serves_with_fewer_and_says_so() {
+fn serves_with_fewer_workers_if_threads_cannot_start() {
     for release in RELEASES {
         let container = Container::serve(&image(release), "--pids-limit 2", "--workers 8");
         assert_eq!(container.get("/index").status, 200);
@@ -195,7 +195,7 @@ fn where_threads_cannot_be_started_it_serves_with_fewer_and_says_so() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn a_port_that_takes_a_privilege_is_one_clear_line() {
+fn a_privileged_port_is_reported_in_one_line() {
     for release in RELEASES {
         let flags = "-e PORT=80 --cap-drop ALL --sysctl net.ipv4.ip_unprivileged_port_start=1024";
         let container = Container::run(&image(release), flags, "");
@@ -210,10 +210,10 @@ fn a_port_that_takes_a_privilege_is_one_clear_line() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn it_serves_where_ipv6_is_off_and_at_the_platform_s_port() {
+fn serves_without_ipv6_and_on_the_port_of_the_platform() {
     let dir = tempfile::tempdir().unwrap();
     let no_ipv6 = dir.path().join("no-ipv6.json");
-    // What a kernel without IPv6 answers: EAFNOSUPPORT, 97, to a socket of family AF_INET6, 10.
+    // A kernel without IPv6 returns EAFNOSUPPORT, 97, for a socket of family AF_INET6, 10.
     let rule = json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 97,
                       "args": [{"index": 0, "value": 10, "op": "SCMP_CMP_EQ"}]});
     fs::write(
@@ -225,7 +225,7 @@ fn it_serves_where_ipv6_is_off_and_at_the_platform_s_port() {
     for release in RELEASES {
         for (flags, address) in [
             (no_ipv6.as_str(), "0.0.0.0:8080"),
-            ("--sysctl net.ipv6.conf.all.disable_ipv6=1", ":8080"), // [::] can still be bound, and takes IPv4
+            ("--sysctl net.ipv6.conf.all.disable_ipv6=1", ":8080"), // binding [::] still works, and accepts IPv4
             ("-e PORT=9090 -p 127.0.0.1::9090", "[::]:9090"),
         ] {
             let container = Container::serve(&image(release), flags, "");

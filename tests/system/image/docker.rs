@@ -1,4 +1,4 @@
-//! Docker, buildah and cargo by the lines that users type, and containers and images that do not outlive their test.
+//! Runs the commands that users type, and removes the containers and images that a test creates.
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +19,13 @@ use crate::support::{Answer, SOON, ask, connect, get};
 /// The directory of the service's package.
 pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// As the README has them.
+/// The two commands of the README.
 const BUILDS: [&str; 2] = [
     "docker build -t timber-tutorial:1 .",
     "docker build -f Dockerfile.musl -t timber-tutorial:2 .",
 ];
 
-/// Both images, built once from the tree as it is.
+/// Builds both images once, from the working tree.
 static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
     let engine = output(&mut command("docker version"));
     if !engine.status.success() {
@@ -42,13 +42,12 @@ static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
-/// Shared by all that loads the machine; exclusive for what is timed.
+/// Shared by everything that loads the machine, exclusive for what is timed.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// The binary of image 2 but for its symbols, made without Docker.
+/// The binary of image 2 with its symbols, built without Docker.
 pub static MUSL_BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-    // Where rustup cannot add the target, another toolchain may have it: `cargo +NAME`.
-    let cargo = env::var("TIMBER_MUSL_CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let cargo = env::var(MUSL_CARGO).unwrap_or_else(|_| "cargo".to_owned());
     let (dir, target) = (
         concat!(env!("CARGO_TARGET_TMPDIR"), "/musl"),
         format!("{}-unknown-linux-musl", env::consts::ARCH),
@@ -60,7 +59,36 @@ pub static MUSL_BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     [dir, &target, "release", "timber"].iter().collect()
 });
 
-/// The name of image 1 or 2, which is there.
+/// Set by `.ci/install` where rustup cannot add the musl target and Debian's compiler provides it.
+const MUSL_CARGO: &str = "MUSL_CARGO";
+
+/// Fails on a host without the official toolchain: the sizes and costs of another compiler's binary say nothing
+/// about the binary that readers get.
+pub fn assert_official_toolchain() {
+    if let Ok(cargo) = env::var(MUSL_CARGO) {
+        panic!("not the official toolchain, so its figures are not timber's: {cargo}");
+    }
+    let image = base_image("Dockerfile.musl");
+    let label = "{{index .Config.Labels \"timber.stand-in.rust\"}}";
+    let mut inspect = command("docker image inspect --format");
+    let found = output(inspect.args([label, &image]));
+    assert!(found.status.success(), "{}", all(&found));
+    let compiler = all(&found);
+    assert!(
+        ["", "official"].contains(&compiler.trim()),
+        "{image} is a stand-in with the compiler of {compiler}its figures are not timber's"
+    );
+}
+
+/// The image of a Dockerfile's first stage.
+pub fn base_image(dockerfile: &str) -> String {
+    let text = fs::read_to_string(Path::new(ROOT).join(dockerfile)).unwrap();
+    let from = text.lines().find_map(|line| line.strip_prefix("FROM "));
+    let image = from.and_then(|rest| rest.split(' ').next());
+    image.expect("a Dockerfile has FROM").to_owned()
+}
+
+/// Returns the name of image 1 or 2 after both are built.
 pub fn image(release: usize) -> String {
     IMAGES
         .as_ref()
@@ -68,7 +96,7 @@ pub fn image(release: usize) -> String {
     format!("timber-tutorial:{release}")
 }
 
-/// Until the guard goes, no other test builds anything, or starts or removes a container; nor can this one.
+/// While the guard exists, no test builds anything, or starts or removes a container.
 pub fn undisturbed() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(PoisonError::into_inner)
 }
@@ -77,7 +105,7 @@ fn busy() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everything that it printed. As an error, when it failed, the end of that.
+/// Returns the output of a command, or as an error the end of the output if the command fails.
 pub fn try_build(line: &str, dir: impl AsRef<Path>) -> Result<String, String> {
     let _busy = busy();
     let output = output(command(line).current_dir(dir));
@@ -92,7 +120,7 @@ pub fn build(line: &str, dir: impl AsRef<Path>) -> String {
     try_build(line, dir).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// A line as it is typed in the package's root; no word of it has a space. None runs for ever.
+/// A command line without quotes, in the package's root and with a time limit.
 pub fn command(line: &str) -> Command {
     let mut command = Command::new("timeout");
     command
@@ -115,7 +143,7 @@ pub fn output(command: &mut Command) -> Output {
     output
 }
 
-/// What a command that succeeds prints on standard output.
+/// Returns the standard output of a command that must succeed.
 pub fn run(line: &str) -> String {
     let output = output(&mut command(line));
     assert!(output.status.success(), "{}", failure(line, &output));
@@ -130,7 +158,7 @@ fn failure(line: &str, output: &Output) -> String {
     let log = all(output);
     let lines: Vec<_> = log.lines().collect();
     format!(
-        "{line}: {}, it said in the end:\n{}",
+        "{line}: {}, the end of its output:\n{}",
         output.status,
         lines[lines.len().saturating_sub(25)..].join("\n")
     )
@@ -142,7 +170,7 @@ fn all(output: &Output) -> String {
         .concat()
 }
 
-/// One member of what `docker inspect` tells of a container or an image.
+/// One member of the JSON that `docker inspect` prints for a container or an image.
 pub fn inspect(name: &str, member: &str) -> Value {
     let mut objects: Value = serde_json::from_str(&docker(&format!("inspect {name}"))).unwrap();
     objects[0][member].take()
@@ -154,15 +182,12 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "{what} does not come within {SOON:?}"
-        );
+        assert!(Instant::now() < deadline, "waited {SOON:?} for {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A container, by its id or name, removed when dropped.
+/// The id or name of a container, which is removed on drop.
 pub struct Container(pub String);
 
 impl Container {
@@ -176,14 +201,14 @@ impl Container {
         )
     }
 
-    /// Runs it and waits until it is served.
+    /// Runs a container and waits until it serves.
     pub fn serve(image: &str, flags: &str, arguments: &str) -> Self {
         let container = Container::run(image, flags, arguments);
         container.wait_for("Process "); // the last line of the start-up
         container
     }
 
-    /// What the service wrote on standard error.
+    /// The standard error of the service.
     pub fn log(&self) -> String {
         String::from_utf8(output(&mut command(&format!("docker logs {self}"))).stderr).unwrap()
     }
@@ -207,7 +232,7 @@ impl Container {
         })
     }
 
-    /// Where the port that the service listens at is published.
+    /// The published address of the service's port.
     pub fn address(&self) -> SocketAddr {
         let log = self.log();
         let (_, rest) = log.split_once("Listening at: http://").unwrap();
@@ -236,11 +261,11 @@ impl Drop for Container {
     }
 }
 
-/// An image that is to be removed when dropped, from Docker's store and from buildah's.
+/// The name of an image, which is removed on drop, from Docker's store and from buildah's.
 pub struct Image(pub String);
 
 impl Image {
-    /// A name for an image to be built, that no other run of the tests has.
+    /// A name for an image that no other run of the tests uses.
     pub fn new(name: &str) -> Self {
         Image(format!("timber-test:{name}-{}", process::id()))
     }
@@ -254,7 +279,7 @@ impl Drop for Image {
     }
 }
 
-/// A copy of all that the builds read, to be changed.
+/// Copies the build context to a temporary directory, for tests that edit it.
 pub fn context() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let ignore = fs::read_to_string(Path::new(ROOT).join(".dockerignore")).unwrap();
@@ -267,7 +292,11 @@ pub fn context() -> TempDir {
 
 pub fn edit(file: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(file).unwrap();
-    assert!(text.contains(from), "{from:?} is not in {}", file.display());
+    assert!(
+        text.contains(from),
+        "{from:?} is missing in {}",
+        file.display()
+    );
     fs::write(file, text.replacen(from, to, 1)).unwrap();
 }
 
@@ -282,7 +311,7 @@ pub fn copy_out(image: &str, dir: &Path) -> PathBuf {
     dir.join("timber")
 }
 
-/// No program and no library has to be there for it.
+/// Asserts that a program needs neither a loader nor a library.
 pub fn assert_static(file: &Path) {
     let headers = run(&format!(
         "readelf --program-headers --dynamic {}",
@@ -294,7 +323,7 @@ pub fn assert_static(file: &Path) {
     assert!(bad.is_empty(), "{} is not static: {bad:#?}", file.display());
 }
 
-/// The largest crates in a binary that is not stripped, by the sizes of their symbols.
+/// The largest crates in a binary with symbols, by the sizes of the symbols.
 pub fn contributors(binary: &Path) -> String {
     let mut sizes = BTreeMap::<String, u64>::new();
     for line in run(&format!(
@@ -303,7 +332,7 @@ pub fn contributors(binary: &Path) -> String {
     ))
     .lines()
     {
-        // Address, size, kind and name; symbols of kind b take no room in the file.
+        // Address, size, kind and name. Symbols of kind b occupy no bytes in the file.
         let mut words = line.splitn(4, ' ');
         let (Some(size), Some(kind), Some(name)) = (words.nth(1), words.next(), words.next())
         else {

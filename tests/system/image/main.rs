@@ -1,5 +1,6 @@
-//! The real images in a real Docker Engine, by the commands that users type: `cargo test -- --ignored`. What that
-//! takes, `.ci/install` puts on a Debian host. A test that misses something fails and names it; none is skipped.
+//! The real images in a real Docker Engine, with the commands that users type:
+//! `cargo test --manifest-path tests/system/Cargo.toml --test image -- --include-ignored`.
+//! `.ci/install` installs what they need on a Debian host. A test that misses a tool fails and names it.
 
 #[allow(dead_code, reason = "tests/service uses the rest")]
 #[path = "../../support/mod.rs"]
@@ -15,16 +16,16 @@ use std::{
     env, fs,
     io::Write,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command, Stdio},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use builds::DOCKERFILES;
 use docker::{
-    Container, Image, MUSL_BINARY, ROOT, assert_static, build, command, context, contributors,
-    copy_out, docker, edit, eventually, image, inspect, output, run, try_build, undisturbed,
+    Container, Image, MUSL_BINARY, ROOT, assert_official_toolchain, assert_static, base_image,
+    build, command, context, contributors, copy_out, docker, edit, eventually, image, inspect,
+    output, run, try_build, undisturbed,
 };
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};
