@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(target_os = "linux")] // reads /proc and sets resource limits of the service
 mod abuse;
 mod api;
 mod configuration;
