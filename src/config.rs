@@ -1,21 +1,8 @@
-//! Every setting, with its default and the reason for that. The table [`SETTINGS`] is the only list
-//! of them: the parser, `timber --help` and docs/settings.md follow from it. Nothing here looks at
-//! the process: [`parse`] takes arguments and variables as values, and reports every mistake in
-//! them.
+//! Every setting, with its default and the reason for that. [`SETTINGS`] is the only list of them: the
+//! parser, `timber --help` and docs/settings.md follow from it.
 
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
-
-/// What the command line asks for.
-#[derive(Debug, PartialEq)]
-pub enum Command {
-    Serve,
-    /// Probe a running service: at this URL, or where this configuration would serve.
-    Healthcheck(Option<String>),
-    Help,
-    Version,
-}
 
 /// Which requests are logged on standard output. Probes come every few seconds from each prober and
 /// would drown the rest.
@@ -104,13 +91,7 @@ pub struct Setting {
     pub default: &'static str,
     pub help: &'static str,
     /// Stores a value, or returns which form is expected.
-    set: fn(&mut Config, &str) -> Result<(), &'static str>,
-}
-
-impl Setting {
-    fn has_flag(&self, flag: &str) -> bool {
-        flag == self.flag || flag == "-b" && self.flag == "--bind"
-    }
+    pub set: fn(&mut Config, &str) -> Result<(), &'static str>,
 }
 
 pub static SETTINGS: [Setting; 12] = [
@@ -260,138 +241,6 @@ pub static SETTINGS: [Setting; 12] = [
         },
     },
 ];
-
-/// The text of `timber --help`.
-pub fn help() -> String {
-    let mut text = "\
-Usage: timber [OPTIONS]                    Serve
-       timber healthcheck [OPTIONS] [URL]  Probe a running service: exit 0 if healthy, else 1
-
-Options (a flag overrides its environment variable; TIME is 5, 5s or 500ms):
-"
-    .to_owned();
-    for Setting {
-        flag,
-        variable,
-        value,
-        default,
-        help,
-        ..
-    } in &SETTINGS
-    {
-        let usage = match *flag {
-            "" => String::new(),
-            "--bind" => format!("-b, --bind {value}"),
-            flag => format!("    {flag} {value}"),
-        };
-        let source = format!("[env: {variable}] [default: {default}]");
-        _ = writeln!(text, "  {usage:<28}{source}\n          {help}");
-    }
-    text + "      --no-access-log
-          Same as --access-log off
-  -h, --help
-  -V, --version
-
-Exit codes:
-  0  Graceful shutdown: every request finished
-  1  Could not start; or the drain deadline or a second signal aborted connections
-  2  Invalid configuration
-"
-}
-
-/// Reads the arguments (without the program's name) and the environment variables. A flag overrides
-/// its variable.
-///
-/// # Errors
-/// All mistakes, one line each.
-pub fn parse(
-    arguments: &[String],
-    variables: &[(String, String)],
-) -> Result<(Command, Config), Vec<String>> {
-    let mut config = Config::default();
-    let mut mistakes = Vec::new();
-    for (name, value) in variables {
-        read_variable(&mut config, &mut mistakes, name, value);
-    }
-    let command = read_arguments(&mut config, &mut mistakes, arguments);
-    match command {
-        Command::Help | Command::Version => Ok((command, config)),
-        _ if mistakes.is_empty() => Ok((command, config)),
-        _ => Err(mistakes),
-    }
-}
-
-fn read_variable(config: &mut Config, mistakes: &mut Vec<String>, name: &str, value: &str) {
-    let is_ours = name == "PORT" || name.starts_with("TIMBER_");
-    if !is_ours || is_service_link(name, value) {
-        return;
-    }
-    match SETTINGS.iter().find(|setting| setting.variable == name) {
-        Some(setting) => store(config, mistakes, setting, name, value),
-        None => mistakes.push(unknown("variable", name)),
-    }
-}
-
-fn read_arguments(
-    config: &mut Config,
-    mistakes: &mut Vec<String>,
-    arguments: &[String],
-) -> Command {
-    let mut command = Command::Serve;
-    let mut arguments = arguments.iter().map(String::as_str);
-    while let Some(argument) = arguments.next() {
-        match (argument, &mut command) {
-            ("-h" | "--help", _) => return Command::Help,
-            ("-V" | "--version", _) => return Command::Version,
-            ("--no-access-log", _) => config.access_log = AccessLog::Off,
-            ("healthcheck", Command::Serve) => command = Command::Healthcheck(None),
-            (flag, _) if flag.starts_with('-') => {
-                // `--flag VALUE` or `--flag=VALUE`
-                let (name, value) = match flag.split_once('=') {
-                    Some((name, value)) => (name, Some(value)),
-                    None => (flag, None),
-                };
-                match SETTINGS.iter().find(|setting| setting.has_flag(name)) {
-                    Some(setting) => match value.or_else(|| arguments.next()) {
-                        Some(value) => store(config, mistakes, setting, name, value),
-                        None => mistakes.push(format!("missing value: {name} {}", setting.value)),
-                    },
-                    None => mistakes.push(unknown("flag", name)),
-                }
-            }
-            (url, Command::Healthcheck(target @ None)) => *target = Some(url.to_owned()),
-            (word, _) => mistakes.push(unknown("argument", word)),
-        }
-    }
-    command
-}
-
-fn store(
-    config: &mut Config,
-    mistakes: &mut Vec<String>,
-    setting: &Setting,
-    name: &str,
-    value: &str,
-) {
-    if let Err(form) = (setting.set)(config, value) {
-        mistakes.push(format!("invalid {name} {value:?}: expected {form}"));
-    }
-}
-
-fn unknown(kind: &str, name: &str) -> String {
-    let name = name.escape_debug();
-    format!("unknown {kind} {name}: expected one of those in timber --help")
-}
-
-/// Kubernetes and Docker links set variables for the services beside a container. One that is
-/// called `timber` brings `TIMBER_PORT=tcp://…` and `TIMBER_SERVICE_HOST`.
-fn is_service_link(name: &str, value: &str) -> bool {
-    let is_numbered = |(_, rest): (&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
-    name.ends_with("_PORT") && value.contains("://")
-        || name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.split_once("_PORT_").is_some_and(is_numbered)
-}
 
 /// Returns the address of `host`: an IP address, or localhost. Resolving other names would bring
 /// musl's resolver into the image.

@@ -6,7 +6,7 @@ use std::future::{self, poll_fn};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{self, Poll};
+use std::task::Poll;
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
@@ -18,22 +18,17 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::futures::Notified;
-use tokio::task::unconstrained;
 use tokio::time::{Duration, Instant, Sleep};
 
 use crate::admission::Admitted;
 use crate::api::{self, ROUTES};
 use crate::context::Context;
+use crate::deadlines::{Deadlines, Verdict};
 use crate::lifecycle::ActiveGuard;
 use crate::log::AccessEntry;
 use crate::request::{self, MAX_HEAD};
 use crate::response::{Failure, Response};
 use crate::socket::{Socket, Traffic};
-
-/// Interval at which an active connection is checked. Its deadlines are late by up to that, and
-/// after as long without a request it is parked.
-const TICK: Duration = Duration::from_secs(1);
 
 /// Time for the client to read the last response. What it still sends is discarded.
 const LINGER: Duration = Duration::from_secs(2);
@@ -88,14 +83,9 @@ struct Parked {
 
 /// Why hyper's part of a connection ends.
 enum End {
-    /// hyper has finished: the client has closed, or the last response is sent.
-    Finished,
-    /// hyper could not parse a head.
-    Failed(hyper::Error),
-    /// Every response is sent, and there was no new request for a tick; or the server is closing.
-    Quiet,
-    /// The client does not read its responses.
-    WriteTimeout,
+    /// hyper has finished, or has failed to parse a head.
+    Hyper(hyper::Result<()>),
+    Check(Verdict),
 }
 
 /// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The
@@ -115,7 +105,7 @@ async fn serve_until_idle(
         .max_buf_size(MAX_HEAD);
     let timer = pin!(context.timers.sleep_until(Instant::now()));
     let closing = pin!(context.lifecycle.closing());
-    let mut checks = Checks::new(connection, timer, closing).await;
+    let mut deadlines = Deadlines::new(context, &connection.traffic, timer, closing).await;
     let mut unread = Bytes::new();
     let failure = loop {
         let socket = Socket {
@@ -126,34 +116,33 @@ async fn serve_until_idle(
         let respond = |request| future::ready(Ok::<_, Infallible>(connection.respond(request)));
         let mut hyper = http.serve_connection(TokioIo::new(socket), service_fn(respond));
         let end = poll_fn(|cx| match Pin::new(&mut hyper).poll(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(End::Finished),
-            Poll::Ready(Err(error)) => Poll::Ready(End::Failed(error)),
-            Poll::Pending => checks.poll(cx),
+            Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
+            Poll::Pending => deadlines.poll(cx).map(End::Check),
         })
         .await;
         // hyper documents `into_parts` for finished connections, because others may have unsent
-        // bytes. After `Quiet` there are none: the socket has seen hyper flush the last response.
+        // bytes. After `Verdict::Quiet` there are none: the socket has seen hyper flush the last response.
         // Tests and the pinned version of hyper guard this.
         let parts = hyper.into_parts();
         stream = parts.io.into_inner().stream;
         unread = parts.read_buf;
         match end {
-            End::WriteTimeout => return None,
-            End::Quiet if unread.is_empty() && context.lifecycle.is_closing() => return None,
-            End::Quiet if unread.is_empty() => {
-                let deadline = checks.idle_deadline().unwrap_or(deadline);
-                return Some(Parked { stream, deadline });
+            End::Hyper(Err(error)) if error.is_parse() && !connection.has_unread_body() => {
+                break Some(request::explain(&error, &unread));
+            }
+            End::Hyper(_) => break None,
+            End::Check(Verdict::WriteTimeout) => return None,
+            End::Check(Verdict::Quiet) if unread.is_empty() => {
+                let deadline = deadlines.next_request().unwrap_or(deadline);
+                let parked = Parked { stream, deadline };
+                return (!context.lifecycle.is_closing()).then_some(parked);
             }
             // Part of a head. The next hyper connection gets it back.
-            End::Quiet if checks.since.elapsed() < context.config.header_timeout => {}
-            End::Quiet => {
+            End::Check(Verdict::Quiet) if !deadlines.is_head_overdue() => {}
+            End::Check(Verdict::Quiet) => {
                 let description = "The request head took too long";
                 break Some(Failure(StatusCode::REQUEST_TIMEOUT, description));
             }
-            End::Failed(error) if error.is_parse() && !connection.has_unread_body() => {
-                break Some(request::explain(&error, &unread));
-            }
-            End::Finished | End::Failed(_) => break None,
         }
     };
     connection.close(stream, &unread, failure).await;
@@ -276,97 +265,6 @@ impl Connection {
             metrics.count_response(None, status.as_u16(), Duration::ZERO);
         }
         is_sent
-    }
-}
-
-/// Checks an active connection once per tick, and once when the server starts closing.
-struct Checks<'a> {
-    connection: &'a Connection,
-    tick: Duration,
-    timer: Pin<&'a mut Sleep>,
-    closing: Pin<&'a mut Notified<'static>>,
-    saw_closing: bool,
-    /// Number of requests at the last check.
-    requests: u32,
-    /// Time of the last check that found a new request, at first the start.
-    since: Instant,
-}
-
-impl<'a> Checks<'a> {
-    async fn new(
-        connection: &'a Connection,
-        timer: Pin<&'a mut Sleep>,
-        closing: Pin<&'a mut Notified<'static>>,
-    ) -> Self {
-        let config = &connection.context.config;
-        let shortest = config
-            .idle_timeout
-            .min(config.header_timeout)
-            .min(config.write_timeout);
-        let mut checks = Checks {
-            connection,
-            tick: TICK.min(shortest / 4),
-            timer,
-            closing,
-            saw_closing: false,
-            requests: 0,
-            since: Instant::now(),
-        };
-        // Polled once, both wake the task when they are due. Polling them for each request would
-        // cost.
-        poll_fn(|cx| {
-            checks.reset_timer(cx);
-            _ = checks.closing.as_mut().poll(cx);
-            Poll::Ready(())
-        })
-        .await;
-        checks
-    }
-
-    fn reset_timer(&mut self, cx: &mut task::Context) {
-        self.timer.as_mut().reset(Instant::now() + self.tick);
-        // Out of tokio's budget, a timer would not register its waker.
-        _ = pin!(unconstrained(self.timer.as_mut())).poll(cx);
-    }
-
-    /// Called whenever hyper waits for the socket.
-    fn poll(&mut self, cx: &mut task::Context) -> Poll<End> {
-        let Context {
-            config, lifecycle, ..
-        } = self.connection.context;
-        let starts_closing = lifecycle.is_closing() && !self.saw_closing;
-        let is_due = self.timer.is_elapsed();
-        if !is_due && !starts_closing {
-            return Poll::Pending;
-        }
-        self.saw_closing |= starts_closing;
-        if is_due {
-            self.reset_timer(cx);
-        }
-        let traffic = &self.connection.traffic;
-        let has_new_request = traffic.requests() != self.requests;
-        if has_new_request {
-            self.requests = traffic.requests();
-            self.since = Instant::now();
-        }
-        if traffic.has_request_in_flight() {
-            let is_overdue = self.since.elapsed() >= config.write_timeout;
-            return if is_overdue {
-                Poll::Ready(End::WriteTimeout)
-            } else {
-                Poll::Pending
-            };
-        }
-        if has_new_request && !starts_closing {
-            return Poll::Pending;
-        }
-        Poll::Ready(End::Quiet)
-    }
-
-    /// Returns when the next request has to begin, or `None` before the first.
-    fn idle_deadline(&self) -> Option<Instant> {
-        let idle_timeout = self.connection.context.config.idle_timeout;
-        (self.requests > 0).then(|| self.since + idle_timeout)
     }
 }
 

@@ -2,10 +2,12 @@
 
 pub mod admission;
 pub mod api;
+pub mod cli;
 pub mod config;
 mod connection;
 pub mod container;
 pub mod context;
+mod deadlines;
 pub mod healthcheck;
 mod lifecycle;
 pub mod listener;

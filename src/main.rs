@@ -13,7 +13,8 @@ use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use timber::api::{self, ROUTES};
-use timber::config::{self, AccessLog, Command, Config};
+use timber::cli::{self, Command};
+use timber::config::{AccessLog, Config};
 use timber::context::Context;
 use timber::log::Log;
 use timber::metrics::Metrics;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let variables: Vec<_> = env::vars_os()
         .map(|(name, value)| (text(name), text(value)))
         .collect();
-    let (command, config) = match config::parse(&arguments, &variables) {
+    let (command, config) = match cli::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
         Err(mistakes) => {
             // Docker reserves exit code 2 of a health check.
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Help => print(&config::help()),
+        Command::Help => print(&cli::help()),
         Command::Version => print(&format!("timber {}\n", api::VERSION)),
         Command::Healthcheck(url) => match healthcheck::probe(&config, url.as_deref()) {
             Ok(result) => print(&format!("healthy: {result}\n")),

@@ -89,7 +89,7 @@ fn all_mistakes_are_told_at_once() {
         r#"invalid -b "127.0.0.1:http": expected HOST:PORT"#,
         "unknown argument serve: expected one of",
         r#"invalid --idle-timeout "0": expected seconds or milliseconds above 0"#,
-        "missing value: --log-format FORMAT",
+        r#"invalid --log-format "": expected text or json"#,
         r#"invalid TIMBER_DRAIN_DELAY "soon": expected seconds"#,
         r#"invalid PORT "70000": expected a port number"#,
         "unknown variable TIMBER_COLOUR: expected one of",

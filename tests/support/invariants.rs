@@ -10,13 +10,13 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri, Version, http::request::Parts};
 use serde_json::{Value, json};
 use timber::api::{self, ROUTES};
-use timber::config::{self, Config};
+use timber::config::Config;
 use timber::context::Context;
 use timber::log::{self, AccessEntry, Log};
 use timber::metrics::Metrics;
 use timber::response::Response;
 use timber::text::Timestamp;
-use timber::{container, request};
+use timber::{cli, container, request};
 use tokio::runtime::{Builder, Runtime};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -221,7 +221,7 @@ fn unescape(text: &str) -> Vec<u8> {
 /// Settings are within the ranges that the messages state; or each mistake is one line that names
 /// it.
 pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
-    match config::parse(arguments, variables) {
+    match cli::parse(arguments, variables) {
         Ok((_, config)) => assert_in_range(&config),
         Err(mistakes) => {
             assert!(!mistakes.is_empty());
@@ -237,7 +237,7 @@ pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
             for line in mistakes {
                 assert!(!line.contains(char::is_control), "{line:?}");
                 let is_named = |name: &&str| line.contains(&name.escape_debug().to_string());
-                let kinds = ["invalid ", "unknown ", "missing value: "];
+                let kinds = ["invalid ", "unknown "];
                 assert!(
                     names.iter().any(is_named) && kinds.iter().any(|kind| line.starts_with(kind)),
                     "{line:?}"

@@ -1,0 +1,118 @@
+//! The deadlines of a connection that hyper serves. They are checked once per tick, so that a request
+//! pays next to nothing for them.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{self, Poll};
+
+use tokio::sync::futures::Notified;
+use tokio::task::unconstrained;
+use tokio::time::{Duration, Instant, Sleep};
+
+use crate::context::Context;
+use crate::socket::Traffic;
+
+/// Interval at which an active connection is checked. Its deadlines are late by up to that, and
+/// after as long without a request it is parked.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why hyper has to give the connection back.
+pub enum Verdict {
+    /// Every response is sent, and there was no new request for a tick; or the server is closing.
+    Quiet,
+    /// The client does not read its responses.
+    WriteTimeout,
+}
+
+/// Checks a connection once per tick, and once when the server starts closing.
+pub struct Deadlines<'a> {
+    context: &'static Context,
+    traffic: &'a Traffic,
+    tick: Duration,
+    timer: Pin<&'a mut Sleep>,
+    closing: Pin<&'a mut Notified<'static>>,
+    saw_closing: bool,
+    /// Number of requests at the last check.
+    requests: u32,
+    /// Time of the last check that found a new request, at first the start.
+    since: Instant,
+}
+
+impl<'a> Deadlines<'a> {
+    pub async fn new(
+        context: &'static Context,
+        traffic: &'a Traffic,
+        timer: Pin<&'a mut Sleep>,
+        closing: Pin<&'a mut Notified<'static>>,
+    ) -> Self {
+        let config = &context.config;
+        let shortest = config
+            .idle_timeout
+            .min(config.header_timeout)
+            .min(config.write_timeout);
+        let mut deadlines = Deadlines {
+            context,
+            traffic,
+            tick: TICK.min(shortest / 4),
+            timer,
+            closing,
+            saw_closing: false,
+            requests: 0,
+            since: Instant::now(),
+        };
+        // After one poll, both wake the task when they are due. A request does not pay for more.
+        poll_fn(|cx| {
+            deadlines.reset_timer(cx);
+            _ = deadlines.closing.as_mut().poll(cx);
+            Poll::Ready(())
+        })
+        .await;
+        deadlines
+    }
+
+    fn reset_timer(&mut self, cx: &mut task::Context) {
+        self.timer.as_mut().reset(Instant::now() + self.tick);
+        // Out of tokio's budget, a timer would not register its waker.
+        _ = pin!(unconstrained(self.timer.as_mut())).poll(cx);
+    }
+
+    /// Called whenever hyper waits for the socket. Ready when hyper has to give it back.
+    pub fn poll(&mut self, cx: &mut task::Context) -> Poll<Verdict> {
+        let starts_closing = self.context.lifecycle.is_closing() && !self.saw_closing;
+        let is_due = self.timer.is_elapsed();
+        if !is_due && !starts_closing {
+            return Poll::Pending;
+        }
+        self.saw_closing |= starts_closing;
+        if is_due {
+            self.reset_timer(cx);
+        }
+        let requests = self.traffic.requests();
+        let has_new_request = requests != self.requests;
+        if has_new_request {
+            (self.requests, self.since) = (requests, Instant::now());
+        }
+        if self.traffic.has_request_in_flight() {
+            let is_overdue = self.since.elapsed() >= self.context.config.write_timeout;
+            return if is_overdue {
+                Poll::Ready(Verdict::WriteTimeout)
+            } else {
+                Poll::Pending
+            };
+        }
+        if has_new_request && !starts_closing {
+            return Poll::Pending;
+        }
+        Poll::Ready(Verdict::Quiet)
+    }
+
+    /// Returns when the next request has to begin, or `None` before the first request.
+    pub fn next_request(&self) -> Option<Instant> {
+        (self.requests > 0).then(|| self.since + self.context.config.idle_timeout)
+    }
+
+    /// Returns true if a head that has begun since the last request should be complete by now.
+    pub fn is_head_overdue(&self) -> bool {
+        self.since.elapsed() >= self.context.config.header_timeout
+    }
+}
