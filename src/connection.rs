@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::{self, poll_fn};
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,13 +19,13 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Duration, Instant, Sleep};
+use tokio::time::{Duration, Instant};
 
 use crate::admission::Admitted;
 use crate::api::{self, ROUTES};
 use crate::context::Context;
 use crate::deadlines::{Deadlines, Verdict};
-use crate::lifecycle::ActiveGuard;
+use crate::lifecycle::OpenGuard;
 use crate::log::AccessEntry;
 use crate::request::{self, MAX_HEAD};
 use crate::response::{Failure, Response};
@@ -33,7 +34,7 @@ use crate::socket::{Socket, Traffic};
 /// Time for the client to read the last response. What it still sends is discarded.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Serves a connection until it ends or misses a deadline. A shutdown waits for `active`.
+/// Serves a connection until it ends or misses a deadline.
 ///
 /// After a quiet tick the connection is parked: hyper's state and buffers, 13.9 kB, are dropped,
 /// and 1.25 kB remain for the socket and a timer. When the client sends something, hyper starts
@@ -43,8 +44,9 @@ pub async fn serve(
     mut stream: TcpStream,
     client: IpAddr,
     _admitted: Admitted,
-    mut active: ActiveGuard,
+    _open: OpenGuard,
 ) {
+    let mut active = context.lifecycle.active_guard();
     // Responses are written whole, so waiting for a full packet only delays them. If this fails,
     // the connection is slower, but works.
     _ = stream.set_nodelay(true);
@@ -54,24 +56,42 @@ pub async fn serve(
     while let Some(parked) = Box::pin(serve_until_idle(context, stream, client, deadline)).await {
         drop(active);
         (stream, deadline) = (parked.stream, parked.deadline);
-        if !is_readable_before(&stream, context.timers.sleep_until(deadline)).await {
+        let is_readable = select_readable(context, &stream, deadline).await;
+        if !is_readable && !has_unread(&stream) {
             return;
         }
         active = context.lifecycle.active_guard();
     }
 }
 
-/// Waits until the client sends something or closes. Returns false if `deadline` comes first.
-async fn is_readable_before(stream: &TcpStream, deadline: Sleep) -> bool {
-    let mut deadline = pin!(deadline);
+/// Waits until the client sends something or closes. Returns false if `deadline` or the closing
+/// phase comes first.
+async fn select_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
+    let mut deadline = pin!(context.timers.sleep_until(deadline));
+    let mut closing = pin!(context.lifecycle.closing());
     // With `select!`, a parked connection would take 1,627 bytes instead of 1,252.
     poll_fn(|cx| {
         if stream.poll_read_ready(cx).is_ready() {
             return Poll::Ready(true);
         }
-        deadline.as_mut().poll(cx).map(|()| false)
+        let is_over = deadline.as_mut().poll(cx).is_ready()
+            || closing.as_mut().poll(cx).is_ready()
+            || context.lifecycle.is_closing();
+        if is_over {
+            Poll::Ready(false)
+        } else {
+            Poll::Pending
+        }
     })
     .await
+}
+
+/// Returns true if a request has arrived on an idle connection that is about to be closed. Asks the
+/// kernel, because tokio knows only what epoll has reported. If many connections close at once, the
+/// last report is milliseconds old.
+fn has_unread(stream: &TcpStream) -> bool {
+    let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    peeked.is_ok_and(|length| length > 0)
 }
 
 /// A connection that waits for its next request.
@@ -132,10 +152,14 @@ async fn serve_until_idle(
             }
             End::Hyper(_) => break None,
             End::Check(Verdict::WriteTimeout) => return None,
+            End::Check(Verdict::Quiet) if unread.is_empty() && context.lifecycle.is_closing() => {
+                if !has_unread(&stream) {
+                    return None;
+                }
+            }
             End::Check(Verdict::Quiet) if unread.is_empty() => {
                 let deadline = deadlines.next_request().unwrap_or(deadline);
-                let parked = Parked { stream, deadline };
-                return (!context.lifecycle.is_closing()).then_some(parked);
+                return Some(Parked { stream, deadline });
             }
             // Part of a head. The next hyper connection gets it back.
             End::Check(Verdict::Quiet) if !deadlines.is_head_overdue() => {}

@@ -23,6 +23,8 @@ pub struct Lifecycle {
     closing: Notify,
     /// True once the workers have to stop accepting. Each accept loop holds a receiver.
     stop_accepting: watch::Sender<bool>,
+    /// Every connection holds a receiver.
+    open: watch::Sender<()>,
     /// Every connection that is not parked holds a receiver.
     active: watch::Sender<()>,
 }
@@ -38,7 +40,12 @@ impl AcceptGuard {
     }
 }
 
-/// Held by a connection that may have a request in flight. A shutdown waits until all are dropped.
+/// Held by a connection until it ends. A shutdown waits until all are dropped.
+pub struct OpenGuard {
+    _receiver: watch::Receiver<()>,
+}
+
+/// Held by a connection that may have a request in flight.
 pub struct ActiveGuard {
     _receiver: watch::Receiver<()>,
 }
@@ -49,6 +56,7 @@ impl Default for Lifecycle {
             phase: AtomicU8::new(Phase::Serving as u8),
             closing: Notify::default(),
             stop_accepting: watch::Sender::default(),
+            open: watch::Sender::default(),
             active: watch::Sender::default(),
         }
     }
@@ -76,7 +84,7 @@ impl Lifecycle {
         self.stop_accepting.closed().await;
     }
 
-    /// Tells active connections to close once they have no request in flight.
+    /// Tells connections to close once they have no request in flight.
     pub fn start_closing(&self) {
         self.phase.store(Phase::Closing as u8, Relaxed);
         self.closing.notify_waiters();
@@ -92,6 +100,12 @@ impl Lifecycle {
         AcceptGuard(self.stop_accepting.subscribe())
     }
 
+    pub fn open_guard(&self) -> OpenGuard {
+        OpenGuard {
+            _receiver: self.open.subscribe(),
+        }
+    }
+
     pub fn active_guard(&self) -> ActiveGuard {
         ActiveGuard {
             _receiver: self.active.subscribe(),
@@ -103,8 +117,8 @@ impl Lifecycle {
         self.active.receiver_count()
     }
 
-    /// Waits until no connection is active.
-    pub async fn all_inactive(&self) {
-        self.active.closed().await;
+    /// Waits until all connections are closed.
+    pub async fn all_closed(&self) {
+        self.open.closed().await;
     }
 }

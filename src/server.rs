@@ -114,10 +114,10 @@ async fn accept(context: &'static Context, listener: &TcpListener) {
 fn open(context: &'static Context, stream: TcpStream, peer: SocketAddr, permit: Option<Permit>) {
     // Counted here and not in the task: a shutdown must not miss a task that has yet to run.
     let admitted = context.admission.admit(permit);
-    let active = context.lifecycle.active_guard();
+    let open = context.lifecycle.open_guard();
     // On a socket for both families, an IPv4 client has an address such as ::ffff:127.0.0.1.
     let client = peer.ip().to_canonical();
-    tokio::spawn(connection::serve(context, stream, client, admitted, active));
+    tokio::spawn(connection::serve(context, stream, client, admitted, open));
 }
 
 /// Shuts down gracefully within the drain delay plus the drain deadline. No connection that the
@@ -154,6 +154,5 @@ async fn close_gracefully(context: &'static Context, listener: StdListener) {
         sleep(LAST_REQUESTS).await;
     }
     context.lifecycle.start_closing();
-    // Parked connections are served until the process exits, which closes them.
-    context.lifecycle.all_inactive().await;
+    context.lifecycle.all_closed().await;
 }

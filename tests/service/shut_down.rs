@@ -1,5 +1,7 @@
 //! How the service ends, and what that costs its clients.
 
+use std::io::ErrorKind;
+
 use super::*;
 
 fn stop(arguments: &[&str], signal: Signal) -> (Option<i32>, Duration) {
@@ -160,7 +162,7 @@ fn during_the_delay_it_serves_but_is_not_ready() {
 #[test]
 fn nothing_is_lost_under_load() {
     const STOPS: usize = 20;
-    let (mut lost, mut kept_lost) = (0, 0);
+    let (mut lost, mut kept_lost, mut late) = (0, 0, 0);
     for _ in 0..STOPS {
         let mut service = Timber::start(&["--no-access-log"]);
         let address = service.address;
@@ -170,23 +172,79 @@ fn nothing_is_lost_under_load() {
             .map(|_| thread::spawn(move || connection_kept(address)))
             .collect();
         thread::sleep(Duration::from_millis(300));
+        let signal = Instant::now();
         service.signal(Signal::TERM);
         assert_eq!(service.wait().0.code(), Some(0));
         lost += new
             .into_iter()
             .map(|client| client.join().unwrap())
             .sum::<usize>();
-        kept_lost += kept
-            .into_iter()
-            .map(|client| client.join().unwrap())
-            .sum::<usize>();
+        for client in kept {
+            // The service closes idle connections 120 ms after the signal. A request that is sent
+            // later can cross that close, which no server can prevent (RFC 9112 section 9.5). Then
+            // the client's thread did not run for so long.
+            match client.join().unwrap() {
+                Some(sent) if sent < signal + Duration::from_millis(100) => kept_lost += 1,
+                Some(_) => late += 1,
+                None => {}
+            }
+        }
     }
-    println!("{STOPS} stops: {lost} lost on new connections, {kept_lost} on kept ones");
-    assert_eq!(lost, 0, "requests on new connections");
-    assert!(
-        kept_lost <= STOPS / 4,
-        "{kept_lost} requests on kept connections"
+    println!(
+        "{STOPS} shutdowns: {lost} requests lost on new connections, {kept_lost} on keep-alive \
+         connections, {late} sent too late"
     );
+    assert_eq!(lost, 0, "requests on new connections");
+    assert_eq!(kept_lost, 0, "requests on keep-alive connections");
+}
+
+/// The process is stopped from the end of accepting until idle connections have to be closed.
+/// Meanwhile a request arrives on each of them.
+#[test]
+fn serves_requests_that_arrived_before_idle_connections_are_closed() {
+    const PARKED: Duration = Duration::from_millis(2500);
+    for idle in [Duration::ZERO, Duration::ZERO, PARKED] {
+        let (mut service, mut clients) = loop {
+            let service = Timber::start(&["--workers", "1"]);
+            let mut clients: Vec<_> = (0..200).map(|_| service.connect()).collect();
+            for client in &mut clients {
+                assert_eq!(ask(client, get("/index")).header("connection"), None);
+            }
+            thread::sleep(idle);
+            service.signal(Signal::TERM);
+            // Idle connections are closed 100 ms after the listener. Try again if this thread did
+            // not run for so long.
+            while !is_refused(service.address) {}
+            service.signal(Signal::STOP);
+            if clients.iter().all(is_open) {
+                break (service, clients);
+            }
+        };
+        for client in &mut clients {
+            client.write_all(get("/index").as_bytes()).unwrap();
+        }
+        thread::sleep(Duration::from_millis(200));
+        service.signal(Signal::CONT);
+        for client in &mut clients {
+            let response = Answer::read(client, false);
+            let connection = response.header("connection");
+            assert_eq!((response.status, connection), (200, Some("close")));
+        }
+        drop(clients);
+        assert_eq!(service.wait().0.code(), Some(0));
+    }
+}
+
+fn is_refused(address: SocketAddr) -> bool {
+    let connection = TcpStream::connect_timeout(&address, Duration::from_millis(5));
+    connection.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let peeked = stream.peek(&mut [0]);
+    stream.set_nonblocking(false).unwrap();
+    peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Requests that were not answered, until the port is closed.
@@ -206,29 +264,26 @@ fn connection_per_request(address: SocketAddr) -> usize {
     0
 }
 
-/// One when the connection was closed on a request that was sent, and no answer before had
-/// announced that.
-fn connection_kept(address: SocketAddr) -> usize {
-    let Ok(mut stream) = TcpStream::connect(address) else {
-        return 0;
-    };
+/// Sends requests until a response announces the close. Returns the time of a request that got no
+/// response.
+fn connection_kept(address: SocketAddr) -> Option<Instant> {
+    let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
     let request = get("/index");
     loop {
         let mut answer = [0; 1024];
-        match stream
-            .write_all(request.as_bytes())
-            .and_then(|()| stream.read(&mut answer))
-        {
+        let written = stream.write_all(request.as_bytes());
+        let sent = Instant::now();
+        match written.and_then(|()| stream.read(&mut answer)) {
             Ok(n) if answer[..n].ends_with(b"so delicious\"}") => {
                 if answer[..n]
                     .windows(17)
                     .any(|part| part == b"connection: close")
                 {
-                    return 0;
+                    return None;
                 }
             }
-            _ => return 1,
+            _ => return Some(sent),
         }
     }
 }
