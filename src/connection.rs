@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, Instant};
@@ -56,7 +57,7 @@ pub async fn serve(
     while let Some(parked) = Box::pin(serve_until_idle(context, stream, client, deadline)).await {
         drop(active);
         (stream, deadline) = (parked.stream, parked.deadline);
-        let is_readable = select_readable(context, &stream, deadline).await;
+        let is_readable = wait_until_readable(context, &stream, deadline).await;
         if !is_readable && !has_unread(&stream) {
             return;
         }
@@ -66,7 +67,7 @@ pub async fn serve(
 
 /// Waits until the client sends something or closes. Returns false if `deadline` or the closing
 /// phase comes first.
-async fn select_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
+async fn wait_until_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
     let mut deadline = pin!(context.timers.sleep_until(deadline));
     let mut closing = pin!(context.lifecycle.closing());
     // With `select!`, a parked connection would take 1,627 bytes instead of 1,252.
@@ -90,7 +91,7 @@ async fn select_readable(context: &Context, stream: &TcpStream, deadline: Instan
 /// kernel, because tokio knows only what epoll has reported. If many connections close at once, the
 /// last report is milliseconds old.
 fn has_unread(stream: &TcpStream) -> bool {
-    let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    let peeked = SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_ok_and(|length| length > 0)
 }
 
