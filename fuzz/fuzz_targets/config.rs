@@ -1,4 +1,5 @@
-//! Variables as NAME=VALUE and arguments, one line each, with an empty line between the two groups.
+//! Fuzzes the configuration. The input has one line per variable, as NAME=VALUE, an empty line, and
+//! one line per argument.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

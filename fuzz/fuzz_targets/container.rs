@@ -1,5 +1,5 @@
-//! The kernel's files about a container, in the order of `CONTAINER_FILES`, separated by a line of
-//! `--`.
+//! Fuzzes the detection of container limits. The input has the texts of the kernel's files, in the
+//! order of `CONTAINER_FILES`, separated by lines of `--`.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

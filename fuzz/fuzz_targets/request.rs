@@ -1,6 +1,6 @@
-//! A request through the API and into the access log. The input has one line each for the method,
-//! the target, Host, Accept and X-Forwarded-Proto, of which the last three may be missing. The rest
-//! is the message of an event.
+//! Fuzzes the API, the access log and the event log with a request. The input has one line each for
+//! the method, the target, Host, Accept and X-Forwarded-Proto. A `-` omits one of the last three.
+//! The rest of the input is the message of an event.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets use the rest")]

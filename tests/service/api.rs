@@ -1,36 +1,40 @@
-//! Requests and answers, beginning with those recorded from the original.
+//! Routes, methods and error responses, compared with those recorded from the original.
 
 use super::*;
 
-/// Recorded from the tutorial's own service, hug 2.4.0 behind gunicorn 19.8.1.
+/// Recorded from the tutorial's service: hug 2.4.0 with gunicorn 19.8.1.
 #[test]
-fn answers_as_the_original_did() {
+fn responses_match_the_original() {
     let service = Timber::start(&[]);
     let cases: Vec<Value> = serde_json::from_str(include_str!("../parity.json")).unwrap();
     assert_eq!(cases.len(), 25);
     for case in cases {
         let bytes = |key: &str| BASE64_STANDARD.decode(case[key].as_str()?).ok();
-        let answer = service.ask(bytes("request_base64").unwrap());
+        let response = service.exchange(bytes("request_base64").unwrap());
         let name = &case["name"];
-        assert_eq!(json!(answer.status), case["status"], "{name}");
+        assert_eq!(json!(response.status), case["status"], "{name}");
         if let Some(content_type) = case["content_type"].as_str() {
-            assert_eq!(answer.header("content-type"), Some(content_type), "{name}");
+            assert_eq!(
+                response.header("content-type"),
+                Some(content_type),
+                "{name}"
+            );
         }
         if let Some(body) = bytes("body_base64") {
-            assert_eq!(answer.text(), String::from_utf8(body).unwrap(), "{name}");
+            assert_eq!(response.text(), String::from_utf8(body).unwrap(), "{name}");
         }
         for method in case["allow_contains"].as_array().into_iter().flatten() {
-            let allow = answer.header("allow").unwrap_or_default();
+            let allow = response.header("allow").unwrap_or_default();
             assert!(
                 allow.split(", ").any(|m| m == method),
-                "{name}: {allow} has no {method}"
+                "{name}: {method} is not in Allow: {allow}"
             );
         }
     }
 }
 
 #[test]
-fn the_original_s_path_rules() {
+fn paths_are_matched_as_by_the_original() {
     let service = Timber::start(&[]);
     for path in [
         "/index",
@@ -88,42 +92,43 @@ fn the_original_s_path_rules() {
 }
 
 #[test]
-fn the_404_is_the_same_for_every_method_and_grows_with_host() {
+fn not_found_response_varies_with_the_host_only() {
     let service = Timber::start(&[]);
     for method in [
         "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW",
     ] {
         for host in ["localhost:8000", "", "a", "timber.test", "[::1]:8080"] {
-            let answer = service.ask(format!("{method} /nope HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            let response =
+                service.exchange(format!("{method} /nope HTTP/1.1\r\nHost: {host}\r\n\r\n"));
             assert_eq!(
-                (answer.status, answer.body.len()),
+                (response.status, response.body.len()),
                 (404, 571 + host.len()),
                 "{method} {host}"
             );
-            assert_eq!(answer.header("content-type"), Some(JSON));
+            assert_eq!(response.header("content-type"), Some(JSON));
             assert_eq!(
-                answer.header("link"),
+                response.header("link"),
                 Some(r#"</openapi.json>; rel="service-desc""#)
             );
             let example =
-                &answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0];
+                &response.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0];
             assert_eq!(example, &json!(format!("http://{host}/index")));
         }
     }
 }
 
 #[test]
-fn the_404_s_example_leads_back_to_the_server() {
+fn not_found_example_url_points_to_the_server() {
     let service = Timber::start(&[]);
     let example = |request: &str| {
-        let answer = service.ask(request);
-        answer.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0].clone()
+        let response = service.exchange(request);
+        response.json()["documentation"]["handlers"]["/index"]["GET"]["examples"][0].clone()
     };
     assert_eq!(
         example("GET /nope HTTP/1.0\r\n\r\n"),
         json!(format!("http://localhost:{}/index", service.address.port()))
     );
-    // RFC 9112 section 3.2.2: the target's authority stands in for Host.
+    // RFC 9112 section 3.2.2: the target's authority replaces Host.
     assert_eq!(
         example("GET http://oak.test:81/nope HTTP/1.1\r\nHost: elm.test\r\n\r\n"),
         json!("http://oak.test:81/index")
@@ -135,10 +140,10 @@ fn the_404_s_example_leads_back_to_the_server() {
 }
 
 #[test]
-fn methods() {
+fn each_route_allows_get_head_and_options_only() {
     let service = Timber::start(&[]);
     let method = |method: &str, path: &str| {
-        service.ask(format!(
+        service.exchange(format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
         ))
     };
@@ -152,14 +157,14 @@ fn methods() {
         "/openapi.json",
     ] {
         for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
-            let answer = method(name, path);
+            let response = method(name, path);
             assert_eq!(
-                (answer.status, answer.text().as_str()),
+                (response.status, response.text().as_str()),
                 (405, ""),
                 "{name} {path}"
             );
             assert_eq!(
-                answer.header("allow"),
+                response.header("allow"),
                 Some("GET, HEAD, OPTIONS"),
                 "{name} {path}"
             );
@@ -189,7 +194,7 @@ fn methods() {
 }
 
 #[test]
-fn what_hyper_refuses_by_itself_is_counted_and_logged() {
+fn requests_that_hyper_cannot_parse_are_counted_and_logged() {
     let service = Timber::start(&[]);
     for (status, request) in [
         (400, "GET /index HTTP/1.1\r\nHost : a\r\n\r\n".to_owned()),
@@ -202,8 +207,8 @@ fn what_hyper_refuses_by_itself_is_counted_and_logged() {
             ),
         ),
     ] {
-        assert_eq!(service.ask(&request).status, status, "{request}");
-        let line = service.event("Refused");
+        assert_eq!(service.exchange(&request).status, status, "{request}");
+        let line = service.wait_for_event("Refused");
         assert!(
             line.contains(&format!("Refused 127.0.0.1: {status} ")),
             "{line}"

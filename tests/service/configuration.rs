@@ -1,21 +1,22 @@
-//! Flags, variables, addresses and limits, right and wrong.
+//! Flags, variables, addresses and limits, valid and invalid.
 
 use timber::config::{SETTINGS, Setting};
 
 use super::*;
 
+/// Returns the exit code, standard output and standard error.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let Output {
         status,
         stdout,
         stderr,
-    } = run_to_end(timber().args(arguments).envs(variables.iter().copied()));
+    } = run_to_completion(timber().args(arguments).envs(variables.iter().copied()));
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
 }
 
 #[test]
-fn version_and_help() {
+fn version_and_help_are_printed() {
     let version = concat!("timber ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(
         run(&["--version"], &[]),
@@ -43,6 +44,7 @@ fn docs_list_every_setting_as_the_help_text_does() {
     assert_eq!(rows, expected, "docs/settings.md");
 }
 
+/// Returns the row of a setting in the table of docs/settings.md.
 fn settings_row(setting: &Setting) -> String {
     let Setting {
         flag,
@@ -61,13 +63,13 @@ fn settings_row(setting: &Setting) -> String {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_configuration_errors_are_reported_at_once() {
     let (code, stdout, stderr) = run(
         &[
             "--workers",
             "none",
             "--frobnicate",
-            "--release LABEL", // as the help text has it, and in one piece
+            "--release LABEL", // one argument, copied from the help text
             "-b",
             "127.0.0.1:http",
             "serve",
@@ -106,7 +108,7 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn a_flag_beats_its_variable_which_beats_the_default() {
+fn flag_overrides_variable_and_variable_overrides_default() {
     let release = |arguments: &[&str], variable: Option<&str>| {
         let mut command = timber();
         command.args(["-b", "127.0.0.1:0"]).args(arguments);
@@ -119,8 +121,8 @@ fn a_flag_beats_its_variable_which_beats_the_default() {
 }
 
 #[test]
-fn the_platform_s_port_yields_to_the_address_s() {
-    let free = || {
+fn bind_address_overrides_the_port_variable() {
+    let free_port = || {
         TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -128,7 +130,7 @@ fn the_platform_s_port_yields_to_the_address_s() {
             .port()
             .to_string()
     };
-    let (port, other) = (free(), free());
+    let (port, other) = (free_port(), free_port());
     let service = Timber::spawn(timber().env("PORT", &port));
     assert_eq!(service.address.port().to_string(), port);
     assert_eq!(service.get("/index").status, 200);
@@ -138,7 +140,7 @@ fn the_platform_s_port_yields_to_the_address_s() {
 }
 
 #[test]
-fn variables_that_a_cluster_adds_are_no_mistakes() {
+fn kubernetes_service_variables_are_ignored() {
     let variables = [
         ("TIMBER_PORT", "tcp://10.96.0.7:80"),
         ("TIMBER_SERVICE_HOST", "10.96.0.7"),
@@ -150,23 +152,23 @@ fn variables_that_a_cluster_adds_are_no_mistakes() {
     assert_eq!(
         run(&[], &[("TIMBER_PORT", "9000")]).0,
         Some(2),
-        "a port that someone meant"
+        "TIMBER_PORT with a port number is a mistake, not a Kubernetes variable"
     );
 }
 
 #[test]
-fn all_interfaces_means_both_families_where_there_are_two() {
+fn default_address_serves_ipv4_and_ipv6() {
     let service = Timber::spawn(timber().args(["-b", ":0"]));
     let port = service.address.port();
     assert_eq!(
-        ask(&mut connect(([127, 0, 0, 1], port).into()), get("/index")).status,
+        exchange(&mut connect(([127, 0, 0, 1], port).into()), get("/index")).status,
         200
     );
-    let line = service.start.last().unwrap();
+    let line = service.startup_log.last().unwrap();
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
         assert!(line.contains("http://[::]:"), "{line}");
         assert_eq!(
-            ask(
+            exchange(
                 &mut connect((Ipv6Addr::LOCALHOST, port).into()),
                 get("/index")
             )
@@ -179,11 +181,11 @@ fn all_interfaces_means_both_families_where_there_are_two() {
 }
 
 #[test]
-fn what_cannot_be_listened_at_is_one_clear_line() {
+fn bind_error_is_one_line_with_the_address_and_the_reason() {
     let first = Timber::start(&[]);
-    let taken = first.address.to_string();
+    let occupied = first.address.to_string();
     for (bind, part) in [
-        (taken.as_str(), "another process listens there"),
+        (occupied.as_str(), "another process listens there"),
         (
             "300.1.2.3:8000",
             "expected an IPv4 or IPv6 address, or localhost",
@@ -208,27 +210,27 @@ fn what_cannot_be_listened_at_is_one_clear_line() {
 }
 
 #[test]
-fn a_low_limit_of_open_files_lowers_the_connection_limit() {
+fn file_descriptor_limit_lowers_the_connection_limit() {
     let service = Timber::spawn(&mut shell(
         "ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1",
     ));
     let warning = service
-        .start
+        .startup_log
         .iter()
         .find(|line| line.contains("[WARNING]"))
-        .expect("a warning");
+        .expect("the startup log has a warning");
     assert!(
         warning.contains("Limiting connections to 8 instead of 10000: file-descriptor limit"),
         "{warning}"
     );
-    let mut kept: Vec<_> = (0..8).map(|_| service.connect()).collect();
-    for stream in &mut kept {
-        assert_eq!(ask(stream, get("/index")).status, 200);
+    let mut keep_alive: Vec<_> = (0..8).map(|_| service.connect()).collect();
+    for stream in &mut keep_alive {
+        assert_eq!(exchange(stream, get("/index")).status, 200);
     }
-    waits_for(&service, || drop(kept.pop()));
+    assert_served_after(&service, || drop(keep_alive.pop()));
 
     for files in [8, 12, 20] {
-        let output = run_to_end(&mut shell(&format!(
+        let output = run_to_completion(&mut shell(&format!(
             "ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1"
         )));
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -237,10 +239,7 @@ fn a_low_limit_of_open_files_lowers_the_connection_limit() {
             (Some(1), 1),
             "{stderr}"
         );
-        let explained = ["Too many open files", "expected more than 20"];
-        assert!(
-            explained.iter().any(|part| stderr.contains(part)),
-            "{stderr}"
-        );
+        let reasons = ["Too many open files", "expected more than 20"];
+        assert!(reasons.iter().any(|part| stderr.contains(part)), "{stderr}");
     }
 }

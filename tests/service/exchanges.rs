@@ -1,5 +1,5 @@
-//! Requests in a row on one connection, in pieces, with bodies that nobody wants, and how that
-//! ends.
+//! Several requests on one connection: keep-alive, pipelined, in pieces, and with bodies, which the
+//! service does not read.
 
 use std::net::Shutdown;
 
@@ -7,13 +7,13 @@ use super::*;
 
 const OK: &str = r#"{"timber": "so delicious"}"#;
 
-/// The statuses of what a connection still answers before it closes. A reset is no end: it can cost
-/// answers.
-fn remaining(stream: &mut TcpStream) -> Vec<u16> {
+/// Returns the statuses of all responses until the server closes the connection. A reset is an
+/// error, because it can discard responses.
+fn remaining_statuses(stream: &mut TcpStream) -> Vec<u16> {
     let mut statuses = Vec::new();
     loop {
-        match Answer::try_read(stream, false) {
-            Ok(answer) => statuses.push(answer.status),
+        match Response::try_read(stream, false) {
+            Ok(response) => statuses.push(response.status),
             Err(end) if end == "Ok(0) after \"\"" => return statuses,
             Err(end) => panic!("{end} after {statuses:?}"),
         }
@@ -41,7 +41,7 @@ fn chunked(body: &str) -> String {
 
 /// RFC 9112 section 9.3.
 #[test]
-fn connections_are_kept() {
+fn connections_are_kept_alive() {
     let service = Timber::start(&[]);
     for request in [
         get("/index"),
@@ -49,10 +49,10 @@ fn connections_are_kept() {
     ] {
         let mut stream = service.connect();
         for _ in 0..3 {
-            let answer = ask(&mut stream, &request);
+            let response = exchange(&mut stream, &request);
             let connection = request.contains("HTTP/1.0").then_some("keep-alive");
             assert_eq!(
-                (answer.status, answer.header("connection")),
+                (response.status, response.header("connection")),
                 (200, connection),
                 "{request}"
             );
@@ -62,7 +62,7 @@ fn connections_are_kept() {
 
 /// RFC 9112 section 9.3.2.
 #[test]
-fn pipelined_requests_are_answered_in_order() {
+fn pipelined_requests_get_responses_in_order() {
     let service = Timber::start(&[]);
     let mut stream = service.connect();
     let request = |number| format!("GET /nope HTTP/1.1\r\nHost: host-{number}\r\n\r\n");
@@ -70,36 +70,36 @@ fn pipelined_requests_are_answered_in_order() {
         .write_all((0..100).map(request).collect::<String>().as_bytes())
         .unwrap();
     for number in 0..100 {
-        let answer = Answer::read(&mut stream, false);
+        let response = Response::read(&mut stream, false);
         assert!(
-            answer
+            response
                 .text()
                 .contains(&format!("\"http://host-{number}/index\"")),
-            "{number}: {answer:?}"
+            "{number}: {response:?}"
         );
     }
-    assert_eq!(ask(&mut stream, get("/index")).status, 200);
+    assert_eq!(exchange(&mut stream, get("/index")).status, 200);
 }
 
 #[test]
-fn what_is_well_formed_is_answered_before_what_is_not_is_refused() {
+fn valid_requests_before_a_malformed_one_are_served() {
     let service = Timber::start(&[]);
-    for garbage in [
+    for malformed in [
         "GARBAGE\r\n\r\n",
         "\0\x01\x02\r\n",
         "GET /index HTTP/1.1\r\nHost : a\r\n\r\n",
     ] {
         let mut stream = service.connect();
         stream
-            .write_all((get("/index").repeat(10) + garbage).as_bytes())
+            .write_all((get("/index").repeat(10) + malformed).as_bytes())
             .unwrap();
         let expected = [[200; 10].as_slice(), &[400]].concat();
-        assert_eq!(remaining(&mut stream), expected, "{garbage:?}");
+        assert_eq!(remaining_statuses(&mut stream), expected, "{malformed:?}");
     }
 }
 
 #[test]
-fn requests_in_pieces_are_whole() {
+fn requests_sent_byte_by_byte_are_served() {
     let service = Timber::start(&[]);
     let mut stream = service.connect();
     stream.set_nodelay(true).unwrap();
@@ -107,11 +107,11 @@ fn requests_in_pieces_are_whole() {
         stream.write_all(&[*byte]).unwrap();
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(remaining(&mut stream), [200, 404, 405]);
+    assert_eq!(remaining_statuses(&mut stream), [200, 404, 405]);
 }
 
-/// After a quiet tick, here 100 ms, timber takes hyper's connection apart and gives what hyper had read
-/// to the next one. Fails if hyper no longer returns unread bytes from a connection before its end.
+/// After a quiet tick, here 100 ms, timber takes hyper's connection apart and gives the unread
+/// bytes to the next one. Fails if hyper no longer returns them from a connection before its end.
 #[test]
 fn head_that_pauses_longer_than_a_tick_is_served() {
     let service = Timber::start(&["--idle-timeout", "400ms", "--header-timeout", "20s"]);
@@ -122,19 +122,19 @@ fn head_that_pauses_longer_than_a_tick_is_served() {
         thread::sleep(Duration::from_millis(250));
     }
     for status in [200, 404] {
-        assert_eq!(Answer::read(&mut stream, false).status, status);
+        assert_eq!(Response::read(&mut stream, false).status, status);
     }
 }
 
-/// RFC 9112 section 9.6: to send no more is not to have left.
+/// RFC 9112 section 9.6: a client that closes its sending side can still receive.
 #[test]
-fn who_has_nothing_more_to_send_is_still_answered() {
+fn half_closed_connection_gets_its_responses() {
     let service = Timber::start(&[]);
     let half_closed = |requests: &str| {
         let mut stream = service.connect();
         stream.write_all(requests.as_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        remaining(&mut stream)
+        remaining_statuses(&mut stream)
     };
     for _ in 0..200 {
         assert_eq!(half_closed(&get("/index")), [200]);
@@ -142,82 +142,78 @@ fn who_has_nothing_more_to_send_is_still_answered() {
     assert_eq!(half_closed(&get("/index").repeat(50)), [200; 50]);
     assert_eq!(half_closed(&(get("/index") + &post("hello"))), [200, 405]);
     assert_eq!(half_closed(&chunked("hello")), [405]);
-    let announced = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhell";
-    assert_eq!(half_closed(announced), [405]);
+    let incomplete_body = "POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhell";
+    assert_eq!(half_closed(incomplete_body), [405]);
     for half in ["", "GET /index HTTP/1.1\r\nHost"] {
-        let answers = half_closed(half);
+        let responses = half_closed(half);
         assert!(
-            answers.is_empty() || answers == [400],
-            "{half:?}: {answers:?}"
+            responses.is_empty() || responses == [400],
+            "{half:?}: {responses:?}"
         );
     }
 }
 
-/// RFC 9110 section 9.3.2, and section 8.6 for the length.
+/// RFC 9110 section 9.3.2, and section 8.6 for Content-Length.
 #[test]
-fn head_is_get_without_the_body() {
+fn head_response_equals_get_without_the_body() {
     let service = Timber::start(&[]);
     for path in ["/index", "/healthz", "/readyz", "/openapi.json", "/nope"] {
-        let without_date = |mut answer: Answer| {
-            answer.headers.retain(|(name, _)| name != "date");
-            (answer.status, answer.headers)
+        let without_date = |mut response: Response| {
+            response.headers.retain(|(name, _)| name != "date");
+            (response.status, response.headers)
         };
         let mut stream = service.connect();
-        let head = ask(&mut stream, get(path).replacen("GET", "HEAD", 1));
+        let head = exchange(&mut stream, get(path).replacen("GET", "HEAD", 1));
         assert_eq!(
             without_date(head),
             without_date(service.get(path)),
             "{path}"
         );
-        // Had there been a body, it would be read as the start of this answer.
+        // If the response to HEAD had a body, it would be read as the start of this one.
         assert_eq!(
-            ask(&mut stream, get("/index")).text(),
+            exchange(&mut stream, get("/index")).text(),
             OK,
             "after HEAD {path}"
         );
     }
 }
 
-/// RFC 9112 section 9.6: whoever sends all before reading must not lose the answer to a reset.
+/// RFC 9112 section 9.6: a reset must not discard the response to a client that sends its whole
+/// body before it reads.
 #[test]
-fn a_body_that_nobody_wants_costs_the_connection_but_not_the_answer() {
+fn unread_body_closes_the_connection_after_the_response() {
     let service = Timber::start(&[]);
     for request in [post, chunked] {
         for length in [1, 5_000, 64 * 1024, 1_000_000, 10_000_000] {
             let mut stream = service.connect();
             let sent = stream.write_all(request(&"x".repeat(length)).as_bytes());
-            sent.unwrap_or_else(|error| panic!("of {length} bytes not all are taken: {error}"));
-            let answer = Answer::read(&mut stream, false);
+            sent.unwrap_or_else(|error| panic!("cannot send a body of {length} bytes: {error}"));
+            let response = Response::read(&mut stream, false);
             assert_eq!(
-                (answer.status, answer.header("connection")),
+                (response.status, response.header("connection")),
                 (405, Some("close")),
                 "{length} bytes"
             );
             assert!(is_closed(&mut stream), "{length} bytes");
         }
     }
-    // Announced and held back.
-    let answer =
-        service.ask("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
+    // A body that the client does not send.
+    let response =
+        service.exchange("POST /index HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
     assert_eq!(
-        (answer.status, answer.header("connection")),
+        (response.status, response.header("connection")),
         (405, Some("close"))
     );
 }
 
-/// Answers that wait for a client to read are sent whole, even when bodies of requests lie between
-/// them.
+/// Responses that wait for the client to read are sent whole, even if the requests between them
+/// have bodies.
 #[test]
-fn answers_that_wait_are_whole() {
+fn pending_responses_are_sent_whole() {
     let service = Timber::start(&[]);
-    let whole = service.get("/openapi.json").body;
-    for body in ["", "Content-Length: 1\r\n\r\nx"] {
-        let head = "GET /openapi.json HTTP/1.1\r\nHost: a\r\n";
-        let request = if body.is_empty() {
-            format!("{head}\r\n")
-        } else {
-            format!("{head}{body}")
-        };
+    let document = service.get("/openapi.json").text();
+    for rest in ["\r\n", "Content-Length: 1\r\n\r\nx"] {
+        let request = format!("GET /openapi.json HTTP/1.1\r\nHost: a\r\n{rest}");
         let stream = service.connect();
         let mut writer = stream.try_clone().unwrap();
         writer
@@ -228,17 +224,17 @@ fn answers_that_wait_are_whole() {
         while sent < requests.len() {
             match writer.write(&requests.as_bytes()[sent..]) {
                 Ok(length) => sent += length,
-                Err(_) => break, // the service waits for its answers to be read, or has closed
+                Err(_) => break, // the service has stopped reading, or has closed
             }
         }
-        let mut answers = 0;
-        while let Ok(answer) = Answer::try_read(&mut reader, false) {
-            assert_eq!(answer.body, whole, "answer {answers}");
-            answers += 1;
-            if answer.header("connection") == Some("close") || answers == sent / request.len() {
+        let mut responses = 0;
+        while let Ok(response) = Response::try_read(&mut reader, false) {
+            assert_eq!(response.text(), document, "response {responses}");
+            responses += 1;
+            if response.header("connection") == Some("close") || responses == sent / request.len() {
                 break;
             }
         }
-        assert!(answers > 0, "{body:?}");
+        assert!(responses > 0, "{rest:?}");
     }
 }

@@ -1,16 +1,17 @@
-//! `timber healthcheck`.
+//! `timber healthcheck`: which address it probes, its exit code and its output.
 
 use super::*;
 
+/// Runs `timber healthcheck`. Returns the exit code and the line that it prints.
 fn probe(arguments: &[&str], variables: &BTreeMap<&str, String>) -> (Option<i32>, String) {
-    let output = run_to_end(timber().arg("healthcheck").args(arguments).envs(variables));
+    let output = run_to_completion(timber().arg("healthcheck").args(arguments).envs(variables));
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
     (output.status.code(), text)
 }
 
 #[test]
-fn probes_what_the_same_configuration_would_serve() {
+fn probes_the_configured_address() {
     let service = Timber::spawn(timber().args(["-b", ":0"]));
     let port = service.address.port();
     for variables in [
@@ -30,24 +31,22 @@ fn probes_what_the_same_configuration_would_serve() {
             "{line}"
         );
     }
-    let none = BTreeMap::new();
-    assert_eq!(probe(&["-b", &format!(":{port}")], &none).0, Some(0));
-    assert_eq!(
-        probe(&[&format!("http://127.0.0.1:{port}/readyz")], &none).0,
-        Some(0)
-    );
-    let (code, line) = probe(&[&format!("http://127.0.0.1:{port}/nope")], &none);
+    let unset = BTreeMap::new();
+    assert_eq!(probe(&["-b", &format!(":{port}")], &unset).0, Some(0));
+    let url = |path| format!("http://127.0.0.1:{port}{path}");
+    assert_eq!(probe(&[&url("/readyz")], &unset).0, Some(0));
+    let (code, line) = probe(&[&url("/nope")], &unset);
     assert_eq!(code, Some(1));
     assert!(line.contains("returned 404, expected 200"), "{line}");
 }
 
 #[test]
-fn says_why_it_is_not_healthy() {
+fn reports_why_the_probe_failed() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let none = BTreeMap::new();
+    let unset = BTreeMap::new();
     let address = silent.local_addr().unwrap();
     let start = Instant::now();
-    let (code, line) = probe(&["-b", &address.to_string()], &none);
+    let (code, line) = probe(&["-b", &address.to_string()], &unset);
     assert_eq!(code, Some(1));
     assert!(line.contains("no response within 2s"), "{line}");
     assert!(
@@ -67,7 +66,7 @@ fn says_why_it_is_not_healthy() {
         ("http://::1:8000/healthz", "expected http://ADDRESS"),
         ("http://a\r\nb", "expected http://ADDRESS"),
     ] {
-        let (code, line) = probe(&[url], &none);
+        let (code, line) = probe(&[url], &unset);
         assert_eq!(code, Some(1), "{url}: {line}");
         assert!(line.contains(part), "{url}: {line}");
     }

@@ -1,12 +1,12 @@
-//! Lines, and streams that do not take them.
+//! The event log and the access log: their formats, and readers that stop reading.
 
 use super::*;
 
 #[test]
-fn start_up_lines() {
+fn startup_is_logged() {
     let service = Timber::start(&["--workers", "2"]);
     let pid = service.child.id();
-    let line = service.start.first().unwrap();
+    let line = service.startup_log.first().unwrap();
     assert!(
         line.contains(&format!(
             "[{pid}] [INFO] Starting timber {}",
@@ -18,26 +18,26 @@ fn start_up_lines() {
         line.starts_with("[20") && line[11..].contains(" +0000] ["),
         "{line}"
     );
-    let line = service.start.last().unwrap();
+    let line = service.startup_log.last().unwrap();
     assert!(
         line.ends_with(&format!("Listening at: http://{} ({pid})", service.address)),
         "{line}"
     );
-    service.event("Using workers: 2");
-    let line = service.event("User ");
+    service.wait_for_event("Using workers: 2");
+    let line = service.wait_for_event("User ");
     assert!(
         line.contains("root file system")
             && line.contains("memory limit")
             && line.contains("CPU limit")
     );
-    service.event(&format!("PID {pid}: "));
+    service.wait_for_event(&format!("PID {pid}: "));
 }
 
 #[test]
-fn access_lines_have_the_original_s_form() {
+fn access_entries_have_the_format_of_the_original() {
     let service = Timber::start(&[]);
     service.get("/index?a=%22");
-    let line = service.request("GET");
+    let line = service.wait_for_access_entry("GET");
     let (client, rest) = line.split_once(" - - [").unwrap();
     let (time, rest) = rest.split_once("] ").unwrap();
     assert_eq!(
@@ -56,47 +56,47 @@ fn access_lines_have_the_original_s_form() {
     service.get("/healthz");
     service.get("/readyz");
     service.get("/metrics");
-    service.ask("POST /nope HTTP/1.1\r\nHost: a\r\n\r\n");
+    service.exchange("POST /nope HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(
         service
-            .request(" ")
+            .wait_for_access_entry(" ")
             .contains(r#""POST /nope HTTP/1.1" 404 572"#),
-        "probes are left out"
+        "requests of probes are not logged"
     );
-    ask(
+    exchange(
         &mut service.connect(),
         "HEAD /index HTTP/1.1\r\nHost: a\r\n\r\n",
     );
     assert!(
         service
-            .request(" ")
+            .wait_for_access_entry(" ")
             .ends_with(r#""HEAD /index HTTP/1.1" 200 0"#)
     );
-    // A quote is allowed in hyper's eyes.
+    // hyper accepts a quote in a target.
     service.get("/a\"b");
     assert!(
         service
-            .request(" ")
+            .wait_for_access_entry(" ")
             .contains(r#""GET /a\x22b HTTP/1.1" 404"#)
     );
 }
 
 #[test]
-fn which_requests_are_logged() {
+fn access_log_setting_selects_the_requests() {
     let service = Timber::start(&["--access-log", "all"]);
     service.get("/healthz");
-    service.request("GET /healthz HTTP/1.1");
+    service.wait_for_access_entry("GET /healthz HTTP/1.1");
     let mut service = Timber::start(&["--no-access-log"]);
     service.get("/index");
     service.signal(Signal::TERM);
     service.wait();
-    assert_eq!(service.remaining_requests(), [""; 0]);
+    assert_eq!(service.remaining_access_entries(), [""; 0]);
 }
 
 #[test]
-fn lines_in_json() {
+fn json_format_logs_one_object_per_entry() {
     let service = Timber::start(&["--log-format", "json"]);
-    let event: Value = serde_json::from_str(service.start.last().unwrap()).unwrap();
+    let event: Value = serde_json::from_str(service.startup_log.last().unwrap()).unwrap();
     assert_eq!(
         (&event["level"], &event["pid"]),
         (&json!("INFO"), &json!(service.child.id()))
@@ -109,36 +109,37 @@ fn lines_in_json() {
         "{event}"
     );
     service.get("/a\"b?c");
-    let request: Value = serde_json::from_str(&service.request("GET")).unwrap();
+    let request: Value = serde_json::from_str(&service.wait_for_access_entry("GET")).unwrap();
     let time = request["time"].as_str().unwrap();
     assert!(
         time.len() == 20 && time.ends_with('Z') && event["time"].as_str().unwrap() <= time,
         "{request}"
     );
     let expected = json!({
-        "time": time, "client": "127.0.0.1", "method": "GET", "target": "/a\"b?c", "version": "HTTP/1.1",
+        "time": time, "client": "127.0.0.1", "method": "GET", "target": "/a\"b?c",
+        "version": "HTTP/1.1",
         "status": 404, "bytes": 585,
     });
     assert_eq!(request, expected);
 }
 
-/// What cannot be written is counted, and nobody waits for it.
+/// Entries that cannot be written are dropped and counted. No request waits for the log.
 #[test]
-fn a_reader_that_has_gone_or_stopped_reading_does_not_matter() {
-    let (reader, gone) = std::io::pipe().unwrap();
+fn closed_or_stalled_log_reader_does_not_delay_requests() {
+    let (reader, closed) = std::io::pipe().unwrap();
     drop(reader);
     let (stalled, writer) = std::io::pipe().unwrap();
     for (name, stdout) in [
-        ("gone", Stdio::from(gone)),
+        ("closed", Stdio::from(closed)),
         ("stalled", Stdio::from(writer)),
     ] {
         let mut service = Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).stdout(stdout));
         let mut stream = service.connect();
-        // Twice the pipe and the buffer together.
+        // 400 kB: more than the pipe and the log's buffer hold.
         let path = format!("/{}", "x".repeat(4000));
         let start = Instant::now();
         for _ in 0..100 {
-            assert_eq!(ask(&mut stream, get(&path)).status, 404, "{name}");
+            assert_eq!(exchange(&mut stream, get(&path)).status, 404, "{name}");
         }
         assert!(
             start.elapsed() < Duration::from_secs(10),
@@ -158,13 +159,16 @@ fn a_reader_that_has_gone_or_stopped_reading_does_not_matter() {
 }
 
 #[test]
-fn an_unwritable_standard_output_does_not_matter() {
+fn unwritable_standard_output_does_not_stop_the_service() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let service = Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).stdout(full));
     assert_eq!(service.get("/index").status, 200);
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while service.metric("timber_log_lines_dropped_total") == "0" {
-        assert!(Instant::now() < deadline, "the line is not counted");
+        assert!(
+            Instant::now() < deadline,
+            "the dropped entry is not counted"
+        );
     }
     let service = Timber::spawn(&mut shell("exec \"$0\" -b 127.0.0.1:0 >&-"));
     assert_eq!(service.get("/index").status, 200);

@@ -1,4 +1,4 @@
-//! The real process over real sockets.
+//! Tests of the real process over real sockets.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,12 +29,15 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Answer, SOON, Timber, ask, connect, get, is_closed, run_to_end, shell, timber};
+use support::{
+    Response, TEST_TIMEOUT, Timber, connect, exchange, get, is_closed, run_to_completion, shell,
+    timber,
+};
 
 const JSON: &str = "application/json; charset=utf-8";
 
-/// A connection that is one too many is not served before `leave`, and then it is.
-fn waits_for(service: &Timber, leave: impl FnOnce()) {
+/// At the connection limit, a further connection is served only after `close_one` has run.
+fn assert_served_after(service: &Timber, close_one: impl FnOnce()) {
     let mut extra = service.connect();
     extra.write_all(get("/index").as_bytes()).unwrap();
     extra
@@ -42,9 +45,9 @@ fn waits_for(service: &Timber, leave: impl FnOnce()) {
         .unwrap();
     assert!(
         extra.read(&mut [0]).is_err(),
-        "it is served beside the others"
+        "a connection beyond the limit is served"
     );
-    leave();
-    extra.set_read_timeout(Some(SOON)).unwrap();
-    assert_eq!(Answer::read(&mut extra, false).status, 200);
+    close_one();
+    extra.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    assert_eq!(Response::read(&mut extra, false).status, 200);
 }

@@ -1,4 +1,4 @@
-//! What machines ask: health, version, metrics, the `OpenAPI` document.
+//! Endpoints for operators: health, version, metrics, the `OpenAPI` document.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use timber::api::ROUTES;
 use super::*;
 
 #[test]
-fn health_and_readiness() {
+fn healthz_and_readyz_return_200() {
     let service = Timber::start(&[]);
     for path in ["/healthz", "/readyz"] {
         assert_eq!(service.get(path).status, 200);
@@ -16,7 +16,7 @@ fn health_and_readiness() {
 }
 
 #[test]
-fn version_tells_what_is_running() {
+fn version_describes_the_running_process() {
     let service = Timber::spawn(
         timber()
             .args(["-b", "127.0.0.1:0"])
@@ -142,11 +142,11 @@ fn openapi_document_describes_every_route() {
     let routes: BTreeSet<_> = ROUTES.iter().map(|route| route.path).collect();
     assert_eq!(described, routes, "left: src/openapi.json, right: ROUTES");
     for (path, item) in paths {
-        let answer = service.ask(format!(
+        let response = service.exchange(format!(
             "GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n"
         ));
-        let content = &item["get"]["responses"][answer.status.to_string()]["content"];
-        let content_type = answer
+        let content = &item["get"]["responses"][response.status.to_string()]["content"];
+        let content_type = response
             .header("content-type")
             .unwrap()
             .split(';')

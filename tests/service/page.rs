@@ -1,17 +1,18 @@
-//! The page, as far as it goes without a browser, and the samples that it takes.
-//! tests/system/browser has the rest.
+//! The page, as far as it can be tested without a browser, and `/sample`, which it requests.
+//! tests/system/browser tests it in Chromium.
 
 use super::*;
 
-fn page(service: &Timber) -> Answer {
-    service.ask("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n")
+/// Requests the page as a browser does.
+fn page(service: &Timber) -> Response {
+    service.exchange("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n")
 }
 
 #[test]
-fn a_browser_gets_a_page_at_the_root() {
+fn root_returns_the_page_if_html_is_accepted() {
     let service = Timber::start(&[]);
-    let at_root = |accept: &str| {
-        service.ask(format!(
+    let request_root = |accept: &str| {
+        service.exchange(format!(
             "GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"
         ))
     };
@@ -20,7 +21,7 @@ fn a_browser_gets_a_page_at_the_root() {
         "text/html,application/xhtml+xml,*/*;q=0.8",
         "image/webp, TEXT/HTML; q=0.5",
     ] {
-        let page = at_root(accept);
+        let page = request_root(accept);
         assert_eq!(
             (page.status, page.header("content-type")),
             (200, Some("text/html; charset=utf-8"))
@@ -33,23 +34,23 @@ fn a_browser_gets_a_page_at_the_root() {
         "text/html; q=0.00",
         "text/plain",
     ] {
-        let answer = at_root(accept);
+        let response = request_root(accept);
         assert_eq!(
-            (answer.status, answer.header("vary")),
+            (response.status, response.header("vary")),
             (404, Some("accept")),
             "{accept}"
         );
     }
     assert_eq!(
         service
-            .ask("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n")
+            .exchange("POST / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n")
             .status,
         404
     );
 }
 
 #[test]
-fn the_table_has_what_version_has() {
+fn page_table_shows_the_values_of_version() {
     let service = Timber::start(&["--release", "<b>&\"{{host}}"]);
     let (version, page) = (service.get("/version").json(), page(&service).text());
     let text = |key: &str| version[key].as_str().unwrap().to_owned();
@@ -69,7 +70,7 @@ fn the_table_has_what_version_has() {
         assert!(page.contains(&row), "{row} is not in {page}");
     }
     assert!(page.contains("<tr><th>up for<td>"), "{page}");
-    assert!(!page.contains("<b>&"), "the label is markup: {page}");
+    assert!(!page.contains("<b>&"), "the label is not escaped: {page}");
     for path in service.get("/openapi.json").json()["paths"]
         .as_object()
         .unwrap()
@@ -83,7 +84,7 @@ fn the_table_has_what_version_has() {
 }
 
 #[test]
-fn the_page_trusts_nobody() {
+fn page_allows_no_other_origin() {
     let service = Timber::start(&[]);
     let page = page(&service);
     let policy: BTreeMap<_, _> = page
@@ -120,38 +121,38 @@ fn the_page_trusts_nobody() {
     let text = page.text();
     assert!(
         text.contains(r#"<link rel="icon" href="data:,">"#),
-        "browsers would ask for /favicon.ico"
+        "browsers would request /favicon.ico"
     );
     for other in ["://", "\"//", "'//", "`//", "url(", "@import"] {
         assert!(
             !text.contains(other),
-            "the page names another host: {other} is in {text}"
+            "the page refers to another host: {other} is in {text}"
         );
     }
 }
 
 #[test]
-fn the_page_is_small() {
+fn page_is_at_most_8000_bytes() {
     let bytes = include_bytes!("../../src/page.html").len();
     assert!(bytes <= 8_000, "{bytes} bytes");
 }
 
-/// So that whatever balances connections chooses anew for each.
+/// A load balancer of connections then chooses a replica for each sample.
 #[test]
-fn a_sample_is_version_on_a_connection_that_is_not_kept() {
+fn sample_returns_version_and_closes_the_connection() {
     let service = Timber::start(&[]);
-    let without_uptime = |answer: Answer| {
-        let mut json = answer.json();
+    let without_uptime = |response: Response| {
+        let mut json = response.json();
         json.as_object_mut()
             .unwrap()
             .remove("uptime_seconds")
-            .expect("an uptime");
+            .expect("uptime_seconds");
         json
     };
     let mut stream = service.connect();
-    let version = ask(&mut stream, get("/version"));
+    let version = exchange(&mut stream, get("/version"));
     assert_eq!(version.header("connection"), None);
-    let sample = ask(&mut stream, get("/sample"));
+    let sample = exchange(&mut stream, get("/sample"));
     assert_eq!(
         (sample.status, sample.header("connection")),
         (200, Some("close"))
@@ -159,17 +160,17 @@ fn a_sample_is_version_on_a_connection_that_is_not_kept() {
     assert_eq!(sample.header("cache-control"), Some("no-store"));
     assert_eq!(without_uptime(sample), without_uptime(version));
     assert!(is_closed(&mut stream));
-    let head = service.ask("HEAD /sample HTTP/1.1\r\nHost: a\r\n\r\n");
+    let head = service.exchange("HEAD /sample HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(head.header("connection"), Some("close"));
 }
 
-/// A page takes four of them a second.
+/// A page requests four samples per second.
 #[test]
-fn samples_are_not_in_the_log() {
+fn samples_are_not_logged() {
     let service = Timber::start(&[]);
     for path in ["/version", "/sample", "/index"] {
         service.get(path);
     }
-    service.request("/version");
-    assert!(service.request("GET").contains("/index"));
+    service.wait_for_access_entry("/version");
+    assert!(service.wait_for_access_entry("GET").contains("/index"));
 }

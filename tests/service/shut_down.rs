@@ -1,9 +1,10 @@
-//! How the service ends, and what that costs its clients.
+//! The graceful shutdown: exit codes, deadlines, and what clients receive.
 
 use std::io::ErrorKind;
 
 use super::*;
 
+/// Stops an idle service. Returns its exit code and the time that it took.
 fn stop(arguments: &[&str], signal: Signal) -> (Option<i32>, Duration) {
     let mut service = Timber::start(arguments);
     assert_eq!(service.get("/index").status, 200);
@@ -13,7 +14,7 @@ fn stop(arguments: &[&str], signal: Signal) -> (Option<i32>, Duration) {
 }
 
 #[test]
-fn each_signal_that_means_stop_stops_an_idle_service_at_once() {
+fn idle_service_exits_at_once_on_sigterm_sigint_and_sigquit() {
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let (code, took) = stop(&[], signal);
         assert_eq!(code, Some(0), "{signal:?}");
@@ -22,7 +23,7 @@ fn each_signal_that_means_stop_stops_an_idle_service_at_once() {
 }
 
 #[test]
-fn a_hangup_does_not_stop_it() {
+fn sighup_is_ignored() {
     let service = Timber::start(&[]);
     service.signal(Signal::HUP);
     service.signal(Signal::HUP);
@@ -31,11 +32,11 @@ fn a_hangup_does_not_stop_it() {
 }
 
 #[test]
-fn kept_connections_do_not_delay_it() {
+fn idle_connections_do_not_delay_the_exit() {
     let mut service = Timber::start(&[]);
-    let mut kept: Vec<_> = (0..10).map(|_| service.connect()).collect();
-    for stream in &mut kept {
-        assert_eq!(ask(stream, get("/index")).status, 200);
+    let mut keep_alive: Vec<_> = (0..10).map(|_| service.connect()).collect();
+    for stream in &mut keep_alive {
+        assert_eq!(exchange(stream, get("/index")).status, 200);
     }
     let silent = service.connect();
     service.signal(Signal::TERM);
@@ -45,27 +46,28 @@ fn kept_connections_do_not_delay_it() {
     drop(silent);
 }
 
-/// The original did that too, if it was asked with SIGTERM.
+/// Each head is half sent at the signal, on a new, an idle and a pipelining connection. The
+/// original drains them on SIGTERM, too.
 #[test]
-fn a_request_half_sent_is_still_answered() {
+fn drains_in_flight_requests_on_sigterm() {
     let mut service = Timber::start(&[]);
     let request = get("/index");
     let (first, second) = request.split_at(20);
     let mut new = service.connect();
     new.write_all(first.as_bytes()).unwrap();
-    let mut kept = service.connect();
-    assert_eq!(ask(&mut kept, get("/index")).status, 200);
-    kept.write_all(first.as_bytes()).unwrap();
+    let mut keep_alive = service.connect();
+    assert_eq!(exchange(&mut keep_alive, get("/index")).status, 200);
+    keep_alive.write_all(first.as_bytes()).unwrap();
     let mut pipelined = service.connect();
-    assert_eq!(ask(&mut pipelined, get("/index") + first).status, 200);
-    thread::sleep(Duration::from_millis(100)); // the first halves have to be read before the signal
+    assert_eq!(exchange(&mut pipelined, get("/index") + first).status, 200);
+    thread::sleep(Duration::from_millis(100)); // until the service has read the halves
     service.signal(Signal::TERM);
-    service.event("Handling signal: term");
+    service.wait_for_event("Handling signal: term");
     thread::sleep(Duration::from_millis(500));
-    for stream in [&mut new, &mut kept, &mut pipelined] {
-        let answer = ask(stream, second);
+    for stream in [&mut new, &mut keep_alive, &mut pipelined] {
+        let response = exchange(stream, second);
         assert_eq!(
-            (answer.status, answer.header("connection")),
+            (response.status, response.header("connection")),
             (200, Some("close"))
         );
         assert!(is_closed(stream));
@@ -73,13 +75,13 @@ fn a_request_half_sent_is_still_answered() {
     assert_eq!(service.wait().0.code(), Some(0));
     assert!(
         service
-            .event("Shutting down")
+            .wait_for_event("Shutting down")
             .contains("3 requests finished")
     );
 }
 
 #[test]
-fn the_deadline_cuts_what_does_not_end() {
+fn drain_deadline_aborts_an_incomplete_request() {
     let mut service = Timber::start(&["--drain-deadline", "500ms"]);
     let mut stream = service.connect();
     stream.write_all(b"GET /index HTTP").unwrap();
@@ -93,34 +95,34 @@ fn the_deadline_cuts_what_does_not_end() {
     );
     assert!(
         service
-            .event("Shutting down")
+            .wait_for_event("Shutting down")
             .contains("1 connections aborted")
     );
 }
 
 #[test]
-fn the_deadline_cuts_a_client_that_does_not_read() {
+fn drain_deadline_aborts_a_client_that_does_not_read() {
     let mut service = Timber::start(&["--drain-deadline", "500ms", "--no-access-log"]);
     let mut stream = service.connect();
     stream
         .set_write_timeout(Some(Duration::from_millis(300)))
         .unwrap();
     let requests = get("/index").repeat(1000);
-    while stream.write_all(requests.as_bytes()).is_ok() {} // until the service waits for it to read
+    while stream.write_all(requests.as_bytes()).is_ok() {} // until the service stops reading
     service.signal(Signal::TERM);
     assert_eq!(service.wait().0.code(), Some(1));
     assert!(
         service
-            .event("Shutting down")
+            .wait_for_event("Shutting down")
             .contains("1 connections aborted")
     );
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_exits_at_once() {
     let mut service = Timber::start(&["--drain-delay", "30s"]);
     service.signal(Signal::TERM);
-    service.event("Handling signal: term");
+    service.wait_for_event("Handling signal: term");
     service.signal(Signal::INT);
     let (status, took) = service.wait();
     assert_eq!(status.code(), Some(1));
@@ -128,19 +130,23 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn during_the_delay_it_serves_but_is_not_ready() {
+fn drain_delay_serves_requests_with_readiness_off() {
     let mut service = Timber::start(&["--drain-delay", "1s"]);
-    let mut kept = service.connect();
-    assert_eq!(ask(&mut kept, get("/index")).header("connection"), None);
+    let mut keep_alive = service.connect();
+    let response = exchange(&mut keep_alive, get("/index"));
+    assert_eq!(response.header("connection"), None);
     service.signal(Signal::TERM);
-    service.event("Handling signal: term");
-    let unready = service.get("/readyz");
-    assert_eq!(unready.status, 503);
-    assert!(unready.json()["errors"]["Service Unavailable"].is_string());
+    service.wait_for_event("Handling signal: term");
+    let readiness = service.get("/readyz");
+    assert_eq!(readiness.status, 503);
+    assert!(readiness.json()["errors"]["Service Unavailable"].is_string());
     assert_eq!(service.get("/healthz").status, 200);
-    for answer in [ask(&mut kept, get("/index")), service.get("/index")] {
+    for response in [
+        exchange(&mut keep_alive, get("/index")),
+        service.get("/index"),
+    ] {
         assert_eq!(
-            (answer.status, answer.header("connection")),
+            (response.status, response.header("connection")),
             (200, Some("close"))
         );
     }
@@ -156,20 +162,20 @@ fn during_the_delay_it_serves_but_is_not_ready() {
     );
 }
 
-/// 200 clients that open a connection for each request, and 200 that keep theirs, are at it when
-/// the signal comes. A connection that was made is answered: its handshake was in the accept queue
-/// if nowhere else.
+/// At the signal, 200 clients open a connection for each request, and 200 use keep-alive
+/// connections. Every established connection gets its response: the listener's backlog is served,
+/// too.
 #[test]
-fn nothing_is_lost_under_load() {
-    const STOPS: usize = 20;
-    let (mut lost, mut kept_lost, mut late) = (0, 0, 0);
-    for _ in 0..STOPS {
+fn shutdown_loses_no_request_under_load() {
+    const SHUTDOWNS: usize = 20;
+    let (mut lost, mut lost_on_keep_alive, mut late) = (0, 0, 0);
+    for _ in 0..SHUTDOWNS {
         let mut service = Timber::start(&["--no-access-log"]);
         let address = service.address;
         let new = (0..200).map(|_| thread::spawn(move || connection_per_request(address)));
         let new: Vec<_> = new.collect();
-        let kept: Vec<_> = (0..200)
-            .map(|_| thread::spawn(move || connection_kept(address)))
+        let keep_alive: Vec<_> = (0..200)
+            .map(|_| thread::spawn(move || keep_alive_connection(address)))
             .collect();
         thread::sleep(Duration::from_millis(300));
         let signal = Instant::now();
@@ -179,26 +185,29 @@ fn nothing_is_lost_under_load() {
             .into_iter()
             .map(|client| client.join().unwrap())
             .sum::<usize>();
-        for client in kept {
+        for client in keep_alive {
             // The service closes idle connections 120 ms after the signal. A request that is sent
-            // later can cross that close, which no server can prevent (RFC 9112 section 9.5). Then
-            // the client's thread did not run for so long.
+            // later can cross that close, which no server can prevent (RFC 9112 section 9.5). Such a
+            // request means that the client's thread did not run in time.
             match client.join().unwrap() {
-                Some(sent) if sent < signal + Duration::from_millis(100) => kept_lost += 1,
+                Some(sent) if sent < signal + Duration::from_millis(100) => lost_on_keep_alive += 1,
                 Some(_) => late += 1,
                 None => {}
             }
         }
     }
     println!(
-        "{STOPS} shutdowns: {lost} requests lost on new connections, {kept_lost} on keep-alive \
-         connections, {late} sent too late"
+        "{SHUTDOWNS} shutdowns: lost requests: {lost} on new connections, {lost_on_keep_alive} on \
+         keep-alive connections, and {late} sent too late"
     );
-    assert_eq!(lost, 0, "requests on new connections");
-    assert_eq!(kept_lost, 0, "requests on keep-alive connections");
+    assert_eq!(lost, 0, "lost requests on new connections");
+    assert_eq!(
+        lost_on_keep_alive, 0,
+        "lost requests on keep-alive connections"
+    );
 }
 
-/// The process is stopped from the end of accepting until idle connections have to be closed.
+/// SIGSTOP pauses the process after the end of accepting, until idle connections are due to close.
 /// Meanwhile a request arrives on each of them.
 #[test]
 fn serves_requests_that_arrived_before_idle_connections_are_closed() {
@@ -208,12 +217,13 @@ fn serves_requests_that_arrived_before_idle_connections_are_closed() {
             let service = Timber::start(&["--workers", "1"]);
             let mut clients: Vec<_> = (0..200).map(|_| service.connect()).collect();
             for client in &mut clients {
-                assert_eq!(ask(client, get("/index")).header("connection"), None);
+                let response = exchange(client, get("/index"));
+                assert_eq!(response.header("connection"), None);
             }
             thread::sleep(idle);
             service.signal(Signal::TERM);
-            // Idle connections are closed 100 ms after the listener. Try again if this thread did
-            // not run for so long.
+            // Idle connections close 100 ms after the listener. If this thread did not run in time,
+            // try again.
             while !is_refused(service.address) {}
             service.signal(Signal::STOP);
             if clients.iter().all(is_open) {
@@ -226,7 +236,7 @@ fn serves_requests_that_arrived_before_idle_connections_are_closed() {
         thread::sleep(Duration::from_millis(200));
         service.signal(Signal::CONT);
         for client in &mut clients {
-            let response = Answer::read(client, false);
+            let response = Response::read(client, false);
             let connection = response.header("connection");
             assert_eq!((response.status, connection), (200, Some("close")));
         }
@@ -235,11 +245,13 @@ fn serves_requests_that_arrived_before_idle_connections_are_closed() {
     }
 }
 
+/// Returns true once the listener is closed.
 fn is_refused(address: SocketAddr) -> bool {
     let connection = TcpStream::connect_timeout(&address, Duration::from_millis(5));
     connection.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
+/// Returns true if the service has neither closed the connection nor sent anything.
 fn is_open(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let peeked = stream.peek(&mut [0]);
@@ -247,36 +259,36 @@ fn is_open(stream: &TcpStream) -> bool {
     peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
-/// Requests that were not answered, until the port is closed.
+/// Sends requests until the port is closed. Returns the number of lost ones.
 fn connection_per_request(address: SocketAddr) -> usize {
-    // Once the stop has begun, the kernel ignores who wants to connect, and then refuses it.
+    // During the shutdown the kernel first drops handshakes, then refuses them.
     while let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        let mut answer = Vec::new();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        let mut response = Vec::new();
         let request = "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        let asked = stream
+        let exchanged = stream
             .write_all(request.as_bytes())
-            .and_then(|()| stream.read_to_end(&mut answer));
-        if asked.is_err() || !answer.ends_with(b"\r\n\r\n{\"timber\": \"so delicious\"}") {
+            .and_then(|()| stream.read_to_end(&mut response));
+        if exchanged.is_err() || !response.ends_with(b"\r\n\r\n{\"timber\": \"so delicious\"}") {
             return 1;
         }
     }
     0
 }
 
-/// Sends requests until a response announces the close. Returns the time of a request that got no
-/// response.
-fn connection_kept(address: SocketAddr) -> Option<Instant> {
+/// Sends requests until a response announces that the connection closes. Returns the time at which
+/// a lost request was sent.
+fn keep_alive_connection(address: SocketAddr) -> Option<Instant> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = get("/index");
     loop {
-        let mut answer = [0; 1024];
+        let mut response = [0; 1024];
         let written = stream.write_all(request.as_bytes());
         let sent = Instant::now();
-        match written.and_then(|()| stream.read(&mut answer)) {
-            Ok(n) if answer[..n].ends_with(b"so delicious\"}") => {
-                if answer[..n]
+        match written.and_then(|()| stream.read(&mut response)) {
+            Ok(length) if response[..length].ends_with(b"so delicious\"}") => {
+                if response[..length]
                     .windows(17)
                     .any(|part| part == b"connection: close")
                 {
@@ -288,12 +300,12 @@ fn connection_kept(address: SocketAddr) -> Option<Instant> {
     }
 }
 
-/// What waits for a client to read is sent whole, the last answer included, which closes the
-/// connection.
+/// Responses that the client has not read at the signal are sent whole, up to the last one, which
+/// closes the connection. Fails if hyper's connection is taken apart before its last flush.
 #[test]
-fn a_client_that_reads_late_gets_whole_answers() {
+fn late_reader_gets_whole_responses() {
     let mut service = Timber::start(&[]);
-    let whole = service.get("/openapi.json").body;
+    let document = service.get("/openapi.json").text();
     let stream = service.connect();
     let mut writer = stream.try_clone().unwrap();
     writer
@@ -302,14 +314,14 @@ fn a_client_that_reads_late_gets_whole_answers() {
     let requests = get("/openapi.json").repeat(200_000);
     writer
         .write_all(requests.as_bytes())
-        .expect_err("the service waits for its answers to be read");
+        .expect_err("the service waits until the client reads");
     service.signal(Signal::TERM);
     thread::sleep(Duration::from_millis(500));
     let mut reader = std::io::BufReader::new(stream);
     loop {
-        let answer = Answer::try_read(&mut reader, false).expect("a whole answer");
-        assert_eq!(answer.body, whole);
-        if answer.header("connection") == Some("close") {
+        let response = Response::try_read(&mut reader, false).expect("the response is whole");
+        assert_eq!(response.text(), document);
+        if response.header("connection") == Some("close") {
             break;
         }
     }

@@ -1,11 +1,11 @@
-//! The modules of src/ depend on one another in one direction only, as the picture in
-//! docs/architecture.md shows.
+//! The modules of src/ depend on each other in one direction only, as in the picture of
+//! docs/architecture.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// For each module, the modules that it names.
+/// Maps each module to the modules that it uses.
 type Dependencies = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
@@ -21,12 +21,12 @@ fn modules_have_no_import_cycle() {
     }
 }
 
-/// Extends `path` to its first module if there is a way.
+/// Extends `path` back to `start` and returns true, or returns false if no import leads there.
 fn returns_to<'a>(start: &str, dependencies: &'a Dependencies, path: &mut Vec<&'a str>) -> bool {
     for next in &dependencies[*path.last().unwrap()] {
-        let is_known = path.contains(&next.as_str());
+        let is_visited = path.contains(&next.as_str());
         path.push(next);
-        if next == start || !is_known && returns_to(start, dependencies, path) {
+        if next == start || !is_visited && returns_to(start, dependencies, path) {
             return true;
         }
         path.pop();
@@ -35,7 +35,7 @@ fn returns_to<'a>(start: &str, dependencies: &'a Dependencies, path: &mut Vec<&'
 }
 
 #[test]
-fn the_picture_of_the_modules_is_true() {
+fn module_picture_matches_the_imports() {
     let document = include_str!("../../docs/architecture.md");
     let picture = document
         .split("```text\n")
@@ -48,13 +48,17 @@ fn the_picture_of_the_modules_is_true() {
         let module = words.next().unwrap();
         let used: BTreeSet<_> = words.collect();
         for other in &used {
-            assert!(drawn.contains_key(other), "{other} is not below {module}");
+            assert!(
+                drawn.contains_key(other),
+                "{module} uses {other}, which is not below it in the picture"
+            );
         }
         drawn.insert(module, used);
     }
     assert_eq!(drawn, dependencies(), "left: docs/architecture.md");
 }
 
+/// Reads the dependencies from the sources.
 fn dependencies() -> Dependencies {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = BTreeMap::new();
@@ -77,7 +81,7 @@ fn dependencies() -> Dependencies {
 }
 
 /// Finds `crate::NAME` and, for main.rs, `timber::NAME` or `timber::{NAME, …}`. Unit tests may use
-/// what they like.
+/// any module.
 fn named_modules(source: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     let source = source.split("#[cfg(test)]").next().unwrap();
     let code: Vec<_> = source

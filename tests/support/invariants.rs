@@ -1,5 +1,5 @@
-//! Properties that hold for any input. tests/system/properties.rs tries some hundred inputs of each
-//! kind, fuzz/ as many as it is given time for.
+//! Properties that hold for any input. tests/system/properties.rs tries 500 random inputs of each
+//! kind, and fuzz/ tries inputs until it is stopped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// The context keeps a handle to it, but nothing here waits for a timer.
+/// [`Context`] needs a runtime for its timers, although no timer is used here.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
@@ -33,7 +33,8 @@ static CONTEXT: LazyLock<Context> = LazyLock::new(|| {
     Context::new(Config::default(), 8000, metrics, log)
 });
 
-/// Returns a request as hyper would pass it on, or `None` if hyper would refuse it.
+/// Returns the head of a request as hyper would pass it to the service, or `None` if hyper would
+/// refuse it.
 pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Option<Parts> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(method).ok()?;
@@ -43,23 +44,26 @@ pub fn head(method: &[u8], target: &[u8], headers: &[(HeaderName, &[u8])]) -> Op
             .headers_mut()
             .append(name, HeaderValue::from_bytes(value).ok()?);
     }
-    // The older version may leave Host out.
+    // Only HTTP/1.0 permits a request without Host.
     if !request.headers().contains_key(HOST) {
         *request.version_mut() = Version::HTTP_10;
     }
     Some(request.into_parts().0)
 }
 
-/// Returns the path of the route, and the response, which is of one of few kinds. Input of the
-/// client appears in one place at most: the example URL of the 404.
+/// Returns the path of the route, and the response.
+///
+/// # Panics
+/// If the response is of an unknown kind, or repeats the client's input anywhere except in the
+/// example URL of the 404.
 pub fn respond(head: &Parts) -> (Option<&'static str>, Response) {
     let (index, response) = api::respond(&CONTEXT, head, LOCAL);
     let route = index.map(|index| ROUTES[index].path);
     let body = str::from_utf8(&response.body).expect("the body is text");
-    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let is_read = matches!(head.method, Method::GET | Method::HEAD);
     let content_type = match route {
-        Some("/metrics") if reads => "text/plain; version=0.0.4; charset=utf-8",
-        Some("/") if reads => "text/html; charset=utf-8",
+        Some("/metrics") if is_read => "text/plain; version=0.0.4; charset=utf-8",
+        Some("/") if is_read => "text/html; charset=utf-8",
         _ => "application/json; charset=utf-8",
     };
     let header = |name| {
@@ -111,7 +115,7 @@ fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
         value["documentation"]["handlers"]["/index"]["GET"]["examples"],
         json!([example])
     );
-    // Apart from that, the document is the same for everyone.
+    // Apart from the example URL, the document is the same for every client.
     let plain = self::head(b"GET", b"/nope", &[(HOST, b"a")])
         .map(|head| api::respond(&CONTEXT, &head, LOCAL).1)
         .unwrap();
@@ -121,7 +125,7 @@ fn assert_documents_the_api(head: &Parts, body: &str, value: &Value) {
     assert_eq!(body, plain);
 }
 
-/// A normal path is its own normal form, unless it still has something to decode or to strip.
+/// Normalizing is idempotent, unless the result still has a percent-encoding or a trailing slash.
 pub fn normal_path(path: &str) {
     if let Some(normal) = request::normalize(path) {
         assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
@@ -135,7 +139,8 @@ pub fn normal_path(path: &str) {
     }
 }
 
-/// A request has exactly one log entry, in which no client can forge another or hide a part.
+/// A request has exactly one log entry. No input of the client forges an entry or hides a part of
+/// one.
 pub fn access_entries(second: u64, client: &str, head: &Parts, response: &Response) {
     let now = Timestamp::at(second);
     let (method, target) = (head.method.as_str(), request::target(head));
@@ -158,7 +163,7 @@ pub fn access_entries(second: u64, client: &str, head: &Parts, response: &Respon
         "{line:?}"
     );
     let [before, request, after] = line.split('"').collect::<Vec<_>>()[..] else {
-        panic!("quotes in {line:?}")
+        panic!("expected two quotes in {line:?}")
     };
     assert!(before.ends_with("] ") && after.starts_with(' '), "{line:?}");
     let [logged, escaped, version] = request.split(' ').collect::<Vec<_>>()[..] else {
@@ -206,7 +211,7 @@ fn json_line(line: &str) -> Value {
     value
 }
 
-/// Decodes `\x22` and the like.
+/// Decodes escapes such as `\x22`.
 fn unescape(text: &str) -> Vec<u8> {
     let mut parts = text.split("\\x");
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -218,8 +223,8 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Settings are within the ranges that the messages state; or each mistake is one line that names
-/// it.
+/// Settings are within the ranges that the error messages state, or each mistake is reported in one
+/// line that names the setting.
 pub fn configuration(arguments: &[String], variables: &[(String, String)]) {
     match cli::parse(arguments, variables) {
         Ok((_, config)) => assert_in_range(&config),
@@ -279,7 +284,7 @@ fn assert_in_range(config: &Config) {
     }
 }
 
-/// The files of [`container_facts`].
+/// The files that [`container_facts`] replaces, in the order of its `texts`.
 pub const CONTAINER_FILES: [&str; 6] = [
     "/proc/self/cgroup",
     "/sys/fs/cgroup/memory.max",
@@ -289,8 +294,7 @@ pub const CONTAINER_FILES: [&str; 6] = [
     "/proc/self/status",
 ];
 
-/// Whatever these files contain, there is at least one worker, and each limit is one of their
-/// numbers.
+/// There is at least one worker, and each limit is a number from the files, whatever they contain.
 pub fn container_facts(texts: &[&str]) {
     let facts = container::facts(|path| {
         let mut files = CONTAINER_FILES.iter().zip(texts);
@@ -306,7 +310,7 @@ pub fn container_facts(texts: &[&str]) {
         let mut words = texts.iter().flat_map(|text| text.split_whitespace());
         assert!(
             words.any(|word| word.parse() == Ok(limit)),
-            "{limit} was not read"
+            "limit {limit} is in no file"
         );
     }
     if let Some((quota, period)) = texts.get(2).and_then(|text| text.trim().split_once(' '))

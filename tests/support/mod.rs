@@ -1,7 +1,7 @@
-//! The real program as a child process, and raw sockets to talk to it.
+//! Starts the real program as a child process and talks to it over raw sockets.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -16,18 +16,19 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// For whatever has to happen at all: far more than it takes, even on a machine that is busy with
-/// something else.
-pub const SOON: Duration = Duration::from_secs(20);
+/// Maximum time to wait for an expected event. Much longer than needed, because the machine may be
+/// busy.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running service, killed when dropped.
 pub struct Timber {
     pub child: Child,
     pub address: SocketAddr,
-    /// Lines on standard error up to the address.
-    pub start: Vec<String>,
-    events: Receiver<String>,
-    requests: Option<Receiver<String>>,
+    /// Entries of the event log up to the one with the address.
+    pub startup_log: Vec<String>,
+    event_log: Receiver<String>,
+    /// `None` if the command does not pipe standard output.
+    access_log: Option<Receiver<String>>,
 }
 
 /// The service's binary. Cargo sets the variable for the tests of the service's own package;
@@ -64,19 +65,21 @@ pub fn cargo_build(arguments: &[&str]) -> PathBuf {
         .expect("cargo reports the path of the executable")
 }
 
+/// Returns a command that runs the service.
 pub fn timber() -> Command {
-    clean(Command::new(&*BINARY))
+    with_clean_environment(Command::new(&*BINARY))
 }
 
-/// A script for sh whose `$0` is the service.
+/// Returns a command that runs a shell script. `$0` is the path of the service.
 pub fn shell(script: &str) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script]).arg(&*BINARY);
-    clean(command)
+    with_clean_environment(command)
 }
 
-/// What the machine that runs the tests has set is not what they are about.
-fn clean(mut command: Command) -> Command {
+/// Pipes the output and removes all variables, because those of the test machine would change the
+/// service's configuration.
+fn with_clean_environment(mut command: Command) -> Command {
     command
         .env_clear()
         .stdin(Stdio::null())
@@ -85,8 +88,11 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
-/// Runs a command that should end by itself, and ends it if it does not.
-pub fn run_to_end(command: &mut Command) -> Output {
+/// Runs a command that exits by itself.
+///
+/// # Panics
+/// If the process has not exited after [`TEST_TIMEOUT`]. It is killed first.
+pub fn run_to_completion(command: &mut Command) -> Output {
     let mut child = command.spawn().expect("the command starts");
     wait(&mut child);
     child.wait_with_output().unwrap()
@@ -94,14 +100,14 @@ pub fn run_to_end(command: &mut Command) -> Output {
 
 fn wait(child: &mut Child) -> (ExitStatus, Duration) {
     let start = Instant::now();
-    while start.elapsed() < SOON {
+    while start.elapsed() < TEST_TIMEOUT {
         if let Some(status) = child.try_wait().unwrap() {
             return (status, start.elapsed());
         }
         thread::sleep(Duration::from_millis(2));
     }
     _ = child.kill();
-    panic!("it does not end");
+    panic!("the process has not exited after {TEST_TIMEOUT:?}");
 }
 
 impl Timber {
@@ -110,24 +116,24 @@ impl Timber {
         Timber::spawn(timber().args(["-b", "127.0.0.1:0"]).args(arguments))
     }
 
-    /// Starts the service by this command, and waits until it tells its address.
+    /// Starts the service with this command and waits until it logs its address.
     pub fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the service starts");
-        let events = lines(child.stderr.take().expect("standard error is piped"));
-        let requests = child.stdout.take().map(lines);
+        let event_log = read_lines(child.stderr.take().expect("standard error is piped"));
+        let access_log = child.stdout.take().map(read_lines);
         let address = ([127, 0, 0, 1], 0).into();
         let mut timber = Timber {
             child,
             address,
-            start: Vec::new(),
-            events,
-            requests,
+            startup_log: Vec::new(),
+            event_log,
+            access_log,
         };
         loop {
-            let line = timber.events.recv_timeout(SOON);
-            let line = line.unwrap_or_else(|_| panic!("no address in {:#?}", timber.start));
-            timber.start.push(line.clone());
-            if let Some((_, rest)) = line.split_once("Listening at: http://") {
+            let entry = timber.event_log.recv_timeout(TEST_TIMEOUT);
+            let entry = entry.unwrap_or_else(|_| panic!("no address in {:#?}", timber.startup_log));
+            timber.startup_log.push(entry.clone());
+            if let Some((_, rest)) = entry.split_once("Listening at: http://") {
                 let address: SocketAddr = rest.split(' ').next().unwrap().parse().unwrap();
                 timber.address.set_port(address.port());
                 if !address.ip().is_unspecified() {
@@ -142,53 +148,51 @@ impl Timber {
         connect(self.address)
     }
 
-    /// Sends one request on a connection of its own.
-    pub fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
-        ask(&mut self.connect(), request)
+    /// Sends a request on a new connection and reads the response.
+    pub fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
+        exchange(&mut self.connect(), request)
     }
 
-    pub fn get(&self, path: &str) -> Answer {
-        self.ask(get(path))
+    pub fn get(&self, path: &str) -> Response {
+        self.exchange(get(path))
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
+        kill_process(Pid::from_child(&self.child), signal).expect("the process exists");
     }
 
-    /// How it ended, and how long that took.
+    /// Waits for the process to exit. Returns its status and the time that it took.
     pub fn wait(&mut self) -> (ExitStatus, Duration) {
         wait(&mut self.child)
     }
 
-    /// The next line on standard error with this in it.
-    pub fn event(&self, part: &str) -> String {
-        next_with(&self.events, part)
+    /// Returns the next entry of the event log that contains `part`.
+    pub fn wait_for_event(&self, part: &str) -> String {
+        next_entry(&self.event_log, part)
     }
 
-    /// The next line on standard output with this in it.
-    pub fn request(&self, part: &str) -> String {
-        next_with(
-            self.requests.as_ref().expect("standard output is piped"),
-            part,
-        )
+    /// Returns the next entry of the access log that contains `part`.
+    pub fn wait_for_access_entry(&self, part: &str) -> String {
+        next_entry(self.access_log(), part)
     }
 
-    /// What else comes on standard output until it is closed.
-    pub fn remaining_requests(&self) -> Vec<String> {
-        self.requests
-            .as_ref()
-            .expect("standard output is piped")
-            .iter()
-            .collect()
+    /// Returns the further entries of the access log, up to its end.
+    pub fn remaining_access_entries(&self) -> Vec<String> {
+        self.access_log().iter().collect()
     }
 
-    /// The value of a metric without labels.
+    fn access_log(&self) -> &Receiver<String> {
+        self.access_log.as_ref().expect("standard output is piped")
+    }
+
+    /// Returns the value of a metric without labels.
     pub fn metric(&self, name: &str) -> String {
         let page = self.get("/metrics").text();
-        let line = page
+        let value = page
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in {page}"))
+        value
+            .unwrap_or_else(|| panic!("no {name} in {page}"))
             .to_owned()
     }
 }
@@ -200,116 +204,113 @@ impl Drop for Timber {
     }
 }
 
-fn next_with(lines: &Receiver<String>, part: &str) -> String {
+fn next_entry(log: &Receiver<String>, part: &str) -> String {
     loop {
-        let line = lines
-            .recv_timeout(SOON)
-            .unwrap_or_else(|_| panic!("no line with {part:?}"));
-        if line.contains(part) {
-            return line;
+        let entry = log
+            .recv_timeout(TEST_TIMEOUT)
+            .unwrap_or_else(|_| panic!("no log entry contains {part:?}"));
+        if entry.contains(part) {
+            return entry;
         }
     }
 }
 
-fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+/// Reads a stream in a thread of its own, so that a full pipe does not block the service.
+fn read_lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         BufReader::new(stream)
             .lines()
             .map_while(Result::ok)
-            .try_for_each(|l| sender.send(l))
+            .try_for_each(|line| sender.send(line))
     });
     receiver
 }
 
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream
 }
 
+/// Returns a GET request for `path`.
 pub fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost:8000\r\n\r\n")
 }
 
-pub fn ask(stream: &mut TcpStream, request: impl AsRef<[u8]>) -> Answer {
+/// Sends a request and reads the response.
+pub fn exchange(stream: &mut TcpStream, request: impl AsRef<[u8]>) -> Response {
     let request = request.as_ref();
-    stream.write_all(request).expect("the request is taken");
-    Answer::read(stream, request.starts_with(b"HEAD "))
+    stream.write_all(request).expect("the request is sent");
+    Response::read(stream, request.starts_with(b"HEAD "))
 }
 
-/// True when the other side closes, cleanly or not, before it sends anything more.
+/// Returns true if the server closes the connection, cleanly or with a reset, before it sends
+/// anything else.
 pub fn is_closed(stream: &mut TcpStream) -> bool {
     match stream.read(&mut [0]) {
-        Ok(n) => n == 0,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        Ok(length) => length == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
     }
 }
 
-/// A response, read to the end of its body and no further.
+/// A response, read up to the end of its body.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
-    pub fn read(stream: &mut TcpStream, has_no_body: bool) -> Self {
-        Answer::try_read(stream, has_no_body).unwrap_or_else(|end| panic!("{end}"))
+impl Response {
+    /// Reads one response. A response to HEAD has no body.
+    pub fn read(stream: &mut TcpStream, is_head: bool) -> Self {
+        Response::try_read(stream, is_head).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The answer, or what came instead.
-    pub fn try_read(stream: &mut impl Read, has_no_body: bool) -> Result<Self, String> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            match stream.read(&mut byte) {
-                Ok(1) => head.push(byte[0]),
-                end => {
-                    return Err(format!(
-                        "{end:?} after {:?}",
-                        String::from_utf8_lossy(&head)
-                    ));
-                }
-            }
+    /// Reads one response. A response to HEAD has no body.
+    ///
+    /// # Errors
+    /// The input up to the point where the response is incomplete or malformed.
+    pub fn try_read(stream: &mut impl Read, is_head: bool) -> Result<Self, String> {
+        let mut response = Response::parse_head(&read_head(stream)?)?;
+        if !is_head && response.status >= 200 {
+            let length = response
+                .header("content-length")
+                .map_or(0, |length| length.parse().unwrap());
+            response.body.resize(length, 0);
+            stream
+                .read_exact(&mut response.body)
+                .map_err(|error| format!("{error} in the body"))?;
         }
+        Ok(response)
+    }
+
+    fn parse_head(head: &[u8]) -> Result<Self, String> {
         let mut slots = [httparse::EMPTY_HEADER; 32];
         let mut parsed = httparse::Response::new(&mut slots);
-        let is_whole = parsed.parse(&head).map(|parsed| parsed.is_complete());
-        if is_whole != Ok(true) {
-            return Err(format!(
-                "{is_whole:?} of {:?}",
-                String::from_utf8_lossy(&head)
-            ));
-        }
+        let is_complete = parsed.parse(head).map(|parsed| parsed.is_complete());
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        if is_complete != Ok(true) {
+            return Err(format!("{is_complete:?} of {:?}", text(head)));
+        }
         let headers = parsed
             .headers
             .iter()
-            .map(|h| (h.name.to_ascii_lowercase(), text(h.value)))
+            .map(|header| (header.name.to_ascii_lowercase(), text(header.value)))
             .collect();
-        let mut answer = Answer {
+        Ok(Response {
             status: parsed.code.unwrap(),
             headers,
             body: Vec::new(),
-        };
-        if !has_no_body && answer.status >= 200 {
-            let length = answer
-                .header("content-length")
-                .map_or(0, |length| length.parse().unwrap());
-            answer.body.resize(length, 0);
-            stream
-                .read_exact(&mut answer.body)
-                .map_err(|error| format!("{error} in the body"))?;
-        }
-        Ok(answer)
+        })
     }
 
+    /// Returns the first header of this name, which has to be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
-            .find(|(n, _)| n == name)
+            .find(|(header, _)| header == name)
             .map(|(_, value)| value.as_str())
     }
 
@@ -321,3 +322,37 @@ impl Answer {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 }
+
+/// Reads up to the empty line, and nothing of the body.
+fn read_head(stream: &mut impl Read) -> Result<Vec<u8>, String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            end => {
+                let head = String::from_utf8_lossy(&head);
+                return Err(format!("{end:?} after {head:?}"));
+            }
+        }
+    }
+    Ok(head)
+}
+
+/// Former names, which tests/system still uses.
+#[allow(unused_imports, dead_code, reason = "tests/service uses the new ones")]
+mod former {
+    pub use super::{Response as Answer, TEST_TIMEOUT as SOON, exchange as ask};
+
+    impl super::Timber {
+        pub fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
+            self.exchange(request)
+        }
+
+        pub fn event(&self, part: &str) -> String {
+            self.wait_for_event(part)
+        }
+    }
+}
+#[allow(unused_imports, reason = "tests/service uses the new ones")]
+pub use former::*;
