@@ -258,7 +258,7 @@ fn the_sum_holds(variables: &[Value], grace: u64) {
     let variables: Vec<_> = variables
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let (_, settings) = timber::config::parse(&[], &variables).unwrap();
+    let (_, settings) = timber::cli::parse(&[], &variables).unwrap();
     let stop = settings.drain_delay + settings.drain_deadline + Duration::from_secs(2);
     assert!(stop < Duration::from_nanos(grace), "{stop:?}");
     assert!(
