@@ -1,4 +1,4 @@
-//! What stands before the services: each connection goes to the next backend, as in a Swarm's ingress.
+//! A load balancer: each connection goes to the next backend, as in a swarm's ingress.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -13,11 +13,11 @@ use std::{
 #[derive(Clone, Copy)]
 pub enum Backend {
     Serves(SocketAddr),
-    /// Answers 503, as a proxy does that has nobody to pass a request to.
+    /// Responds with 503, like a proxy without a backend.
     Fails,
-    /// Closes instead of answering.
+    /// Closes the connection without a response.
     Drops,
-    /// Neither answers nor closes.
+    /// Keeps the connection open without a response.
     Stalls,
 }
 
@@ -55,7 +55,8 @@ impl Balancer {
         Balancer { address, state }
     }
 
-    /// By a name: browsers trust plain HTTP from an address of this machine more than what a room will see.
+    /// Contains a host name, because browsers trust plain HTTP from a loopback address more than from
+    /// other hosts.
     pub fn url(&self) -> String {
         format!("http://timber.test:{}/", self.address.port())
     }
@@ -64,19 +65,19 @@ impl Balancer {
         *self.state.backends.lock().unwrap() = backends.to_vec();
     }
 
-    /// Requests that got a 503.
+    /// Number of requests with a 503 response.
     pub fn failed(&self) -> usize {
         self.state.failed.load(SeqCst)
     }
 
-    /// Requests that got nothing.
+    /// Number of requests without a response.
     pub fn lost(&self) -> usize {
         self.state.lost.load(SeqCst)
     }
 }
 
 impl State {
-    /// Chooses when a request has come: browsers also open connections that they may need later.
+    /// Selects the backend once a request has arrived, because browsers open spare connections.
     fn serve(&self, mut client: TcpStream) -> Option<()> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -102,8 +103,9 @@ impl State {
             }
             Backend::Fails => {
                 self.failed.fetch_add(1, SeqCst);
-                let answer = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-                client.write_all(answer.as_bytes()).ok()?;
+                let response = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\
+                                Content-Length: 0\r\n\r\n";
+                client.write_all(response.as_bytes()).ok()?;
             }
             Backend::Drops => {
                 self.lost.fetch_add(1, SeqCst);

@@ -1,4 +1,5 @@
-//! Chromium, driven over its `DevTools` protocol: JSON, each message ended by a zero byte, through two pipes.
+//! Drives Chromium with its `DevTools` protocol: JSON messages, each ended by a zero byte, through two
+//! pipes.
 
 use std::{
     fs,
@@ -32,12 +33,12 @@ const FLAGS: [&str; 14] = [
     "--disable-extensions",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    // No name but this one leads anywhere.
+    // Only this name resolves.
     "--host-resolver-rules=MAP timber.test 127.0.0.1, MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 ];
 
-/// The page gives up on samples that take long. Several browsers on a small machine would make them so.
+/// One browser at a time: on a small machine several would delay samples until the page gives up.
 static ONE: Mutex<()> = Mutex::new(());
 
 pub struct Browser {
@@ -45,7 +46,7 @@ pub struct Browser {
     commands: ChildStdin,
     messages: Receiver<Value>,
     last_id: u64,
-    /// Of the one page; empty until there is one.
+    /// The session of the page, empty until it exists.
     session: String,
     events: Vec<Value>,
     _profile: TempDir,
@@ -53,12 +54,12 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// With one empty page of 1920 by 1080.
+    /// Starts Chromium with one empty page of 1920 by 1080 pixels.
     pub fn start() -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let profile = tempfile::tempdir().unwrap();
-        // It reads from descriptor 3 and writes to 4. When this process ends, however it does, so do the pipes, and then
-        // the browser.
+        // Chromium reads from descriptor 3 and writes to 4. When this process ends, the pipes close
+        // and Chromium exits.
         let mut child = Command::new("/bin/sh")
             .args([
                 "-c",
@@ -121,7 +122,7 @@ impl Browser {
         self.commands.write_all(format!("{command}\0").as_bytes())
     }
 
-    /// One command and its result. What happens meanwhile is kept.
+    /// Sends a command and returns its result. Keeps the events that arrive meanwhile.
     pub fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.send(method, parameters)
             .expect("this test needs Chromium");
@@ -138,10 +139,10 @@ impl Browser {
     fn receive(&self) -> Value {
         self.messages
             .recv_timeout(PATIENCE)
-            .expect("this test needs Chromium, and it is silent")
+            .expect("Chromium does not respond")
     }
 
-    /// Returns once the page is loaded.
+    /// Opens a page and returns once it is loaded.
     pub fn open(&mut self, address: &str) {
         let begin = Instant::now();
         self.events.clear();
@@ -157,7 +158,7 @@ impl Browser {
         }
     }
 
-    /// What an expression is worth.
+    /// Evaluates an expression.
     pub fn script(&mut self, expression: &str) -> Value {
         let result = self.call(
             "Runtime.evaluate",
@@ -170,7 +171,7 @@ impl Browser {
         result["result"]["value"].clone()
     }
 
-    /// `light` or `dark`.
+    /// Sets the preferred color scheme, `light` or `dark`.
     pub fn media(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.call(
@@ -185,7 +186,7 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", &size);
     }
 
-    /// Of what is in sight, as tmp/NAME.png.
+    /// Saves a screenshot as tmp/NAME.png in the target directory.
     pub fn picture(&mut self, name: &str) {
         let data = self.call("Page.captureScreenshot", &json!({ "format": "png" }))["data"].clone();
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"));
@@ -196,12 +197,12 @@ impl Browser {
         .unwrap();
     }
 
-    /// What the browser has told since the page was opened.
+    /// Returns the events since the page was opened.
     pub fn events(&self) -> &[Value] {
         &self.events
     }
 
-    /// Addresses of all that the page asked for, itself included.
+    /// Returns the URLs that were requested, including the page's own.
     pub fn requests(&self) -> Vec<&str> {
         let sent = self
             .events()
@@ -211,8 +212,8 @@ impl Browser {
             .collect()
     }
 
-    /// Errors and warnings on the console, exceptions, breaches of the page's policy. That a request failed is none:
-    /// the page is there to show it.
+    /// Returns errors and warnings of the console, exceptions and violations of the page's policy, but
+    /// not failed requests, which the page itself shows.
     pub fn complaints(&self) -> Vec<&Value> {
         let is_complaint = |event: &&Value| match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
@@ -223,7 +224,7 @@ impl Browser {
         self.events().iter().filter(is_complaint).collect()
     }
 
-    /// The page was asked for once, from then on nothing but these addresses, and there was nothing to complain of.
+    /// Asserts that the page was requested once and then only `others`, without complaints.
     pub fn assert_calm(&self, page: &str, others: &[&str]) {
         assert_eq!(self.complaints(), [&Value::Null; 0]);
         let requests = self.requests();
@@ -237,7 +238,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // In order first, so that its own processes end with it.
+        // A regular exit first, so that Chromium ends its own processes.
         self.session.clear();
         _ = self.send("Browser.close", &json!({}));
         let begin = Instant::now();

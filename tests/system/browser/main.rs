@@ -1,5 +1,6 @@
-//! The page in Chromium, before real processes: `cargo test -- --ignored`, as root, because each of the processes gets
-//! a host name of its own. Leaves pictures in the target directory's tmp/, for people to look at.
+//! The page in Chromium, served by real processes. Run `.ci/install`, then, as root,
+//! `cargo test --manifest-path tests/system/Cargo.toml --test browser -- --ignored`: each process gets a
+//! host name of its own. Leaves screenshots in tmp/ of the target directory.
 
 mod balancer;
 mod chromium;
@@ -18,9 +19,11 @@ use chromium::Browser;
 use serde_json::json;
 use support::{SOON, Timber, shell};
 
-/// A service in a container, as far as the page can tell.
+/// Starts a service with a host name of its own, like in a container.
 fn start(release: &str, host: &str) -> Timber {
-    let script = r#"exec /usr/bin/unshare --uts /bin/sh -c 'hostname "$1" && exec "$0" -b 127.0.0.1:0 --release "$2"' "$0" "$HOST" "$RELEASE""#;
+    let script = r#"
+        serve='hostname "$1" && exec "$0" -b 127.0.0.1:0 --release "$2"'
+        exec /usr/bin/unshare --uts /bin/sh -c "$serve" "$0" "$HOST" "$RELEASE""#;
     let mut command = shell(script);
     Timber::spawn(
         command
@@ -35,7 +38,7 @@ fn wait_for(browser: &mut Browser, what: &str) {
     while browser.script(what) != json!(true) {
         assert!(
             begin.elapsed() < 2 * SOON,
-            "{what} does not come true: {}",
+            "timeout: {what}\n{}",
             text(browser, "body")
         );
         thread::sleep(Duration::from_millis(50));
@@ -51,14 +54,13 @@ fn number(browser: &mut Browser, id: &str) -> usize {
     text(browser, &format!("#{id}")).parse().unwrap()
 }
 
-/// Class and letter of each square that is not empty, oldest first.
+/// Returns class and letter of each filled square, oldest first.
 fn squares(browser: &mut Browser) -> Vec<(String, String)> {
     let filled = "[...document.querySelectorAll('#squares i[class]')].map(i => [i.className, i.textContent])";
     serde_json::from_value(browser.script(filled)).unwrap()
 }
 
-/// Presses the button, and lets what is under way arrive.
-/// It has asked for what it shows, and for nothing else.
+/// Asserts that the page has requested only what it shows.
 fn assert_calm(browser: &Browser, page: &str) {
     browser.assert_calm(
         page,
@@ -66,6 +68,7 @@ fn assert_calm(browser: &Browser, page: &str) {
     );
 }
 
+/// Clicks the pause button and waits for the pending requests.
 fn pause(browser: &mut Browser) {
     browser.script("document.getElementById('pause').click()");
     wait_for(browser, "!document.querySelector('#squares .pending')");
@@ -73,7 +76,7 @@ fn pause(browser: &mut Browser) {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn a_room_sees_a_roll_out_pass() {
+fn page_shows_a_rollout() {
     let old = ["birch", "elm", "oak"].map(|host| start("1", host));
     let new = ["larch", "pine", "yew"].map(|host| start("2", host));
     let to = |service: &Timber| Backend::Serves(service.address);
@@ -88,7 +91,7 @@ fn a_room_sees_a_roll_out_pass() {
         json!(3)
     );
 
-    // One after the other is replaced, as a Swarm does it, and not all goes well.
+    // Replaces one service after another, like a swarm, with a failure at each step.
     let mut backends: Vec<_> = old.iter().map(to).collect();
     for (number, (service, without)) in new
         .iter()
@@ -124,7 +127,7 @@ fn a_room_sees_a_roll_out_pass() {
     pause(&mut browser);
     browser.picture("page-after");
 
-    // Every square is what the services and the balancer remember. An answer that came too late is lost, too.
+    // The squares match the counts of the services and the balancer. Late responses count as lost.
     let (answered, failed, lost) = counts(&mut browser);
     let served: usize = old.iter().chain(&new).map(samples).sum();
     let late = lost - balancer.lost();
@@ -141,7 +144,7 @@ fn a_room_sees_a_roll_out_pass() {
         (answered, failed, lost)
     );
     assert_eq!(squares.len(), answered + failed + lost);
-    // Letters in order of appearance: the old ones first, and at the end the new ones alone.
+    // Letters in order of appearance: the old services first, only new ones at the end.
     let is_of = |hosts: &str, squares: &[(String, String)]| {
         squares
             .iter()
@@ -150,7 +153,7 @@ fn a_room_sees_a_roll_out_pass() {
     assert!(is_of("ABC", &squares[..6]), "{squares:?}");
     assert!(is_of("DEF", &squares[squares.len() - 6..]), "{squares:?}");
 
-    // The legend: the newest on top, and who answered how often.
+    // The legend has the newest service on top and the number of its responses.
     let legend = browser.script(
         "[...document.querySelectorAll('#who tbody tr')].map(row => [row.className, row.cells[0].innerText, \
          row.querySelector('b').innerText, row.querySelector('code').innerText])",
@@ -187,7 +190,7 @@ fn counts(browser: &mut Browser) -> (usize, usize, usize) {
     )
 }
 
-/// That this service has answered.
+/// Returns the number of samples that the service has served.
 fn samples(service: &Timber) -> usize {
     let metrics = service.get("/metrics").text();
     let name = r#"http_requests_total{route="/sample",code="2xx"} "#;
@@ -201,7 +204,7 @@ fn samples(service: &Timber) -> usize {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn when_all_squares_are_filled_the_oldest_row_leaves() {
+fn oldest_row_of_squares_is_removed_when_all_are_filled() {
     let service = start("1", "oak");
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
     let mut browser = Browser::start();
@@ -209,7 +212,7 @@ fn when_all_squares_are_filled_the_oldest_row_leaves() {
     browser.open(&page);
     wait_for(&mut browser, "+answered.innerText > 2");
     pause(&mut browser);
-    // One after the other, and not four a second.
+    // As fast as possible instead of four per second.
     let all = browser
         .script("document.querySelectorAll('#squares i').length")
         .as_u64()
@@ -233,7 +236,7 @@ fn when_all_squares_are_filled_the_oldest_row_leaves() {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn without_scripts_there_is_a_plain_table() {
+fn page_without_scripts_is_a_plain_table() {
     let service = start("1", "oak");
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
     let mut browser = Browser::start();
@@ -246,7 +249,7 @@ fn without_scripts_there_is_a_plain_table() {
     thread::sleep(Duration::from_secs(1));
     assert_eq!(samples(&service), 0);
     browser.picture("page-without-scripts");
-    // What it shows, which it tells without a script.
+    // The rendered text, without a script.
     let layout = browser.call(
         "DOMSnapshot.captureSnapshot",
         &json!({ "computedStyles": [] }),
@@ -279,7 +282,7 @@ fn without_scripts_there_is_a_plain_table() {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn a_label_is_text_whatever_it_says() {
+fn release_label_is_not_interpreted_as_markup() {
     let label = r#"</script><img src=x onerror="document.title = 'taken'">"#;
     let service = start(label, "oak");
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
@@ -295,10 +298,10 @@ fn a_label_is_text_whatever_it_says() {
     assert_calm(&browser, &page);
 }
 
-/// What the other tests rely on: the browser refuses what the policy does not name, and says so.
+/// The other tests rely on this: the browser reports violations of the policy.
 #[test]
 #[ignore = "needs Chromium"]
-fn what_the_policy_does_not_name_is_refused() {
+fn browser_blocks_what_the_policy_does_not_allow() {
     let service = start("1", "oak");
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
     let mut browser = Browser::start();

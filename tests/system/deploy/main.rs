@@ -7,32 +7,33 @@ use std::{fs, io::ErrorKind, path::Path, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use timber::{config, host::Facts};
+use timber::{cli, config::Config, container::Facts};
 
-/// The manifests must be right for each of these, the newest that there are schemas of and the one before.
+/// Versions of Kubernetes to validate against: the newest with published schemas, and the one before.
 const KUBERNETES: [&str; 2] = ["1.36", "1.37"];
 
-/// What the scanner may say, and why that is no mistake.
+/// Accepted findings of the policy scanner, with the reasons.
 const WAIVED: [(&str, &str); 3] = [
     (
         "KSV-0011",
-        "a CPU limit would make all requests wait just when there are many",
+        "a CPU limit would throttle all requests under load",
     ),
     (
         "KSV-0110",
-        "the namespace is chosen with kubectl -n or in the overlay of whoever deploys",
+        "the namespace is selected with kubectl -n or in an overlay",
     ),
     (
         "KSV-0125",
-        "the registry in the overlay for the cloud is a placeholder",
+        "the registry in the cloud overlay is a placeholder",
     ),
 ];
 
-/// For what the service has no part in: the runtime passes the signal on, and notices the end.
+/// Time for the container runtime to forward the signal and to notice the exit.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Each rule of the restricted profile and, because that includes it, of the baseline: the check that is to find it
-/// broken, where a pod breaks it, and how. `null` takes the value away.
+/// Returns one violation of each rule of the restricted Pod Security profile, which includes the
+/// baseline profile: the rule, the scanner's check, the JSON pointer and the value that violates the
+/// rule. `null` removes the field.
 #[rustfmt::skip]
 fn restricted_profile() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     vec![
@@ -69,26 +70,25 @@ fn restricted_profile() -> Vec<(&'static str, &'static str, &'static str, Value)
         ("Running as Non-root", "KSV-0012", "securityContext/runAsNonRoot", json!(false)),
         ("Running as Non-root user", "KSV-0105", "securityContext/runAsUser", json!(0)),
         ("Running as Non-root user", "KSV-0105", "containers/0/securityContext/runAsUser", json!(0)),
-        ("each container counts", "KSV-0106", "initContainers", json!([{"name": "i", "image": "i:1"}])),
+        ("init containers", "KSV-0106", "initContainers", json!([{"name": "i", "image": "i:1"}])),
     ]
 }
 
 #[test]
 #[ignore = "needs kubectl and kubernetes-validate"]
-fn kubernetes_knows_every_field() {
+fn manifests_match_the_schemas_of_kubernetes() {
     for overlay in overlays() {
         for version in KUBERNETES {
-            accepted(&render(&overlay), version)
-                .unwrap_or_else(|refusal| panic!("{overlay}: {refusal}"));
+            validate(&render(&overlay), version)
+                .unwrap_or_else(|error| panic!("{overlay}: {error}"));
         }
     }
 }
 
-/// Nor would the check before accept just anything.
 #[test]
 #[ignore = "needs kubectl and kubernetes-validate"]
-fn a_mistake_in_a_field_is_told() {
-    for (pointer, value, refusal) in [
+fn schema_validation_rejects_mistakes() {
+    for (pointer, value, expected) in [
         ("/spec/replica", json!(2), "'replica' was unexpected"),
         (
             "/spec/minReadySeconds",
@@ -114,14 +114,14 @@ fn a_mistake_in_a_field_is_told() {
     ] {
         let mut deployment = find(&render("base"), "Deployment").clone();
         set(&mut deployment, pointer, value);
-        let told = accepted(&[deployment], KUBERNETES[0]).expect_err(refusal);
-        assert!(told.contains(refusal), "{told}");
+        let error = validate(&[deployment], KUBERNETES[0]).expect_err(expected);
+        assert!(error.contains(expected), "{error}");
     }
 }
 
 #[test]
 #[ignore = "needs kubectl and trivy"]
-fn a_policy_scanner_finds_nothing() {
+fn policy_scanner_reports_accepted_findings_only() {
     let mut files = Vec::new();
     for overlay in overlays() {
         files.extend(
@@ -146,15 +146,15 @@ fn a_policy_scanner_finds_nothing() {
     for (id, reason) in WAIVED {
         assert!(
             waived.iter().any(|finding| finding.starts_with(id)),
-            "{id} is not found any more ({reason})"
+            "{id} is no longer reported ({reason})"
         );
     }
 }
 
-/// A cluster holds pods to the profile, and about a Deployment it only warns.
+/// A cluster enforces the profile for pods only, so a Deployment that violates it would be accepted.
 #[test]
 #[ignore = "needs kubectl and trivy"]
-fn each_rule_of_the_restricted_profile_is_kept_and_would_be_missed() {
+fn deployment_complies_with_each_rule_of_the_restricted_profile() {
     let deployment = find(&render("base"), "Deployment").clone();
     let broken = restricted_profile()
         .into_iter()
@@ -175,18 +175,18 @@ fn each_rule_of_the_restricted_profile_is_kept_and_would_be_missed() {
     for ((rule, check, _), found) in broken.iter().zip(found) {
         assert!(
             !kept.iter().any(|finding| finding.starts_with(check)),
-            "{check} is found in the base"
+            "{check} is reported for the base"
         );
         assert!(
             found.iter().any(|finding| finding.starts_with(check)),
-            "{rule} is not found by {check}, only {found:?}"
+            "{check} does not report {rule}, only {found:?}"
         );
     }
 }
 
 #[test]
 #[ignore = "needs kubectl"]
-fn a_stop_is_over_before_the_pod_is_killed() {
+fn drain_ends_before_the_grace_period() {
     for overlay in overlays() {
         let objects = render(&overlay);
         let pod = &find(&objects, "Deployment")["spec"]["template"]["spec"];
@@ -197,7 +197,7 @@ fn a_stop_is_over_before_the_pod_is_killed() {
             "{overlay}: {delay:?} delay + {deadline:?} deadline + {MARGIN:?} margin < {grace:?}"
         );
         assert!(delay + deadline + MARGIN < grace, "{overlay}");
-        // Other nodes take about a second to hear of it.
+        // Other nodes learn about a stopping pod within about a second.
         assert!(delay >= Duration::from_secs(3), "{overlay}");
         let strategy = &find(&objects, "Deployment")["spec"]["strategy"]["rollingUpdate"];
         assert_eq!(
@@ -210,7 +210,7 @@ fn a_stop_is_over_before_the_pod_is_killed() {
 
 #[test]
 #[ignore = "needs kubectl"]
-fn what_refers_to_something_finds_it() {
+fn names_labels_and_ports_match_across_manifests() {
     let dockerfile = fs::read_to_string(root().join("Dockerfile.musl")).unwrap();
     for overlay in overlays() {
         let objects = render(&overlay);
@@ -256,12 +256,12 @@ fn what_refers_to_something_finds_it() {
         );
         assert!(
             container["resources"]["requests"]["cpu"].is_string(),
-            "the autoscaler has nothing to compare with"
+            "the autoscaler needs a CPU request"
         );
         assert_eq!(
             deployment["spec"]["replicas"],
             Value::Null,
-            "would undo what the autoscaler does"
+            "each apply would undo the autoscaler's work"
         );
 
         let port = &container["ports"][0];
@@ -296,10 +296,29 @@ fn what_refers_to_something_finds_it() {
     }
 }
 
-/// Idle connections that take all places let none of the probes in, and are closed after the idle timeout.
 #[test]
 #[ignore = "needs kubectl"]
-fn a_pod_that_is_full_is_not_restarted() {
+fn ingress_publishes_the_api_only() {
+    let objects = render("overlays/ingress");
+    let service = find(&objects, "Service");
+    let backend = json!({"service": {
+        "name": service["metadata"]["name"],
+        "port": {"name": service["spec"]["ports"][0]["name"]},
+    }});
+    let spec = &find(&objects, "Ingress")["spec"];
+    assert_eq!(spec["defaultBackend"], Value::Null);
+    let rules = spec["rules"].as_array().unwrap().iter();
+    let paths = rules.flat_map(|rule| rule["http"]["paths"].as_array().unwrap());
+    let paths: Vec<_> = paths.cloned().collect();
+    let expected = ["/index", "/openapi.json"]
+        .map(|path| json!({"path": path, "pathType": "Exact", "backend": backend}));
+    assert_eq!(paths, expected);
+}
+
+/// At the connection limit the probes get no connection until the idle timeout closes others.
+#[test]
+#[ignore = "needs kubectl"]
+fn pod_at_the_connection_limit_is_not_restarted() {
     for overlay in overlays() {
         let objects = render(&overlay);
         let container = &find(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
@@ -314,7 +333,7 @@ fn a_pod_that_is_full_is_not_restarted() {
 
 #[test]
 #[ignore = "needs kubectl"]
-fn the_memory_limit_is_for_as_many_connections_as_its_comment_says() {
+fn memory_limit_admits_the_connections_of_its_comment() {
     let objects = render("base");
     let limit = &find(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]
         ["limits"];
@@ -331,9 +350,9 @@ fn the_memory_limit_is_for_as_many_connections_as_its_comment_says() {
         read_only_root: None,
         memory_limit,
         cpu_limit: None,
-        processes: None,
+        process_limit: None,
     };
-    assert_eq!(facts.connections(), Some(1536));
+    assert_eq!(facts.max_connections(), Some(1536));
     let text = fs::read_to_string(root().join("deploy/kubernetes/base/deployment.yaml")).unwrap();
     assert_eq!(
         text.matches("1,536 connections").count() + text.matches("1,536 idle connections").count(),
@@ -341,19 +360,19 @@ fn the_memory_limit_is_for_as_many_connections_as_its_comment_says() {
     );
 }
 
-/// The settings that the service would have in this container; it must know them all.
-fn settings(container: &Value) -> config::Config {
+/// Returns the settings of the service in this container.
+fn settings(container: &Value) -> Config {
     let variables = container["env"].as_array().unwrap().iter().map(|variable| {
         let text = |key| {
             variable[key]
                 .as_str()
-                .expect("variables have a name and a text")
+                .expect("each variable has a name and a value")
                 .to_owned()
         };
         (text("name"), text("value"))
     });
     let variables: Vec<_> = variables.collect();
-    config::parse(&[], &variables)
+    cli::parse(&[], &variables)
         .unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
         .1
 }
@@ -362,7 +381,7 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The base and all overlays, as folders below deploy/kubernetes.
+/// Returns the base and all overlays, as paths below deploy/kubernetes.
 fn overlays() -> impl Iterator<Item = String> {
     let dir = fs::read_dir(root().join("deploy/kubernetes/overlays")).unwrap();
     let names = dir.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -372,7 +391,7 @@ fn overlays() -> impl Iterator<Item = String> {
     ["base".to_owned()].into_iter().chain(names)
 }
 
-/// What `kubectl apply -k` would send.
+/// Returns the objects that `kubectl apply -k` would send.
 fn render(overlay: &str) -> Vec<Value> {
     let dir = root().join("deploy/kubernetes").join(overlay);
     let (yaml, warnings) = run(Command::new("kubectl").arg("kustomize").arg(dir)).unwrap();
@@ -383,12 +402,12 @@ fn render(overlay: &str) -> Vec<Value> {
 fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let mut found = objects.iter().filter(|object| object["kind"] == kind);
     let (Some(first), None) = (found.next(), found.next()) else {
-        panic!("not one {kind}")
+        panic!("expected exactly one {kind}")
     };
     first
 }
 
-/// Puts a value there, or takes away what is there.
+/// Sets a field, or removes it if the value is `null`.
 fn set(object: &mut Value, pointer: &str, value: Value) {
     let (parent, key) = pointer.rsplit_once('/').unwrap();
     let parent = object
@@ -402,7 +421,7 @@ fn set(object: &mut Value, pointer: &str, value: Value) {
     }
 }
 
-/// Each object in a file of its own.
+/// Writes each object to a file.
 fn files<'a>(objects: impl Iterator<Item = &'a Value>) -> (TempDir, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let names = objects.enumerate().map(|(number, object)| {
@@ -414,33 +433,36 @@ fn files<'a>(objects: impl Iterator<Item = &'a Value>) -> (TempDir, Vec<String>)
     (dir, names)
 }
 
-/// Or what the schemas of that version have against it.
-fn accepted(objects: &[Value], version: &str) -> Result<(), String> {
+/// Validates objects against the schemas of a version of Kubernetes.
+///
+/// # Errors
+/// The validator's output.
+fn validate(objects: &[Value], version: &str) -> Result<(), String> {
     let (dir, names) = files(objects.iter());
     let mut command = Command::new("kubernetes-validate");
     command
         .args(["--strict", "--kubernetes-version", version])
         .args(&names)
         .current_dir(&dir);
-    let (said, _) = run(&mut command)?;
-    // To an object of an unknown kind it says so, and exits with 0.
-    let passed = said
+    let (report, _) = run(&mut command)?;
+    // For an unknown kind, the validator reports an error but exits with 0.
+    let passed = report
         .lines()
         .filter(|line| line.contains(&format!(" against version {version}")))
         .count();
-    if said.lines().count() == names.len() && passed == names.len() {
+    if report.lines().count() == names.len() && passed == names.len() {
         Ok(())
     } else {
-        Err(said)
+        Err(report)
     }
 }
 
-/// For each object, the checks that it fails: the name of each, and what it says.
+/// Returns the scanner's findings for each object, as "ID: message".
 fn scan<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Vec<String>> {
     let (dir, names) = files(objects);
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new("trivy");
-    // With the checks that are in the program: those of today could fail a change that has nothing to do with them.
+    // Only the built-in checks: downloaded ones could fail an unrelated change.
     command.args([
         "config",
         "--skip-check-update",
@@ -468,13 +490,13 @@ fn scan<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Vec<String>> {
     let report: Value = serde_json::from_str(&run(&mut command).unwrap().0).unwrap();
     let results = report["Results"]
         .as_array()
-        .expect("the scanner has results");
+        .expect("the report has results");
     let found = names.iter().map(|name| {
         let result = results.iter().find(|result| result["Target"] == **name);
         let result = result.unwrap_or_else(|| panic!("{name} was not scanned"));
         assert!(
             result["MisconfSummary"]["Successes"].as_u64() > Some(50),
-            "few checks were made: {result}"
+            "too few checks ran: {result}"
         );
         let found = result["Misconfigurations"].as_array().into_iter().flatten();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -485,18 +507,17 @@ fn scan<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Vec<String>> {
     found.collect()
 }
 
-/// What it writes to standard output and standard error, and as an error both.
+/// Runs a program and returns its standard output and standard error.
+///
+/// # Errors
+/// Both, if the program fails.
 fn run(command: &mut Command) -> Result<(String, String), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|error| match error.kind() {
         ErrorKind::NotFound if name == "kubectl" => {
-            panic!(
-                "kubectl is not on this machine (PATH), and without it no manifest can be checked"
-            )
+            panic!("kubectl not found in PATH: install it to render the manifests")
         }
-        ErrorKind::NotFound => {
-            panic!("{name} is not on this machine (PATH): .ci/install puts it there")
-        }
+        ErrorKind::NotFound => panic!("{name} not found in PATH: run .ci/install"),
         _ => panic!("{name}: {error}"),
     });
     let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());

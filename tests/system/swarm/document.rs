@@ -1,11 +1,12 @@
-//! Performs docs/cluster.md: each command of a `console` block in a shell at the package's root, and what it prints
-//! compared with what stands below it.
+//! Runs the commands of docs/cluster.md: each command of a `console` block, in a shell in the root of
+//! the repository. Compares the output with the lines below the command.
 //!
-//! Two lines are the same if they differ only in spaces, in numbers of two digits and more, and in ids (12 and more
-//! lower-case letters and digits); one digit is one digit, for it counts replicas and names releases. `…` stands for
-//! anything within a line, and as a line for any lines. A command that only looks is tried again until it shows what
-//! it should, as a reader would. `cargo workshop watch` is for another terminal: what it prints is compared when it ends.
-//! Blocks below the heading on Kubernetes are performed but for those of commands that need a cluster.
+//! The comparison ignores the number of spaces, numbers of two or more digits, and IDs (12 or more
+//! lower-case letters and digits). Single digits count, because they are numbers of replicas and names
+//! of releases. `…` matches any text within a line; alone on a line it matches any lines. Commands that
+//! only read are repeated until the output matches. `cargo workshop watch` runs in the background, as
+//! in another terminal, and its output is compared when it ends. Commands that need a Kubernetes
+//! cluster are skipped, and must not claim an output.
 
 use std::{
     fs,
@@ -18,7 +19,8 @@ use std::{
 use crate::docker::ROOT;
 use crate::swarm::Engine;
 
-const LOOKS: [&str; 6] = [
+/// Commands that only read.
+const READS: [&str; 6] = [
     "docker service inspect",
     "docker service ps",
     "docker stack services",
@@ -27,7 +29,7 @@ const LOOKS: [&str; 6] = [
     "curl ",
 ];
 
-/// They would speak with a cluster.
+/// Commands that are skipped.
 const NEED_A_CLUSTER: [&str; 5] = [
     "kubectl apply",
     "kubectl rollout",
@@ -40,24 +42,24 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 pub fn perform(mut engine: Engine) {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/cluster.md")).unwrap();
-    let mut elsewhere: Vec<(String, JoinHandle<String>)> = Vec::new();
+    let mut watches: Vec<(String, JoinHandle<String>)> = Vec::new();
     let steps = steps(&text);
     assert!(
         steps.len() > 15,
-        "few commands are found in docs/cluster.md"
+        "too few commands found in docs/cluster.md"
     );
     for (command, shown) in steps {
         if NEED_A_CLUSTER
             .iter()
             .any(|start| command.starts_with(start))
         {
-            assert_eq!(shown, "", "nobody has seen what this prints: {command}");
+            assert_eq!(shown, "", "unverified output of {command}");
             continue;
         }
         println!("$ {command}");
         if command.starts_with("cargo workshop watch") {
             let line = command.clone();
-            elsewhere.push((
+            watches.push((
                 shown,
                 thread::spawn(move || shell(&format!("{line} 2>/dev/null"))),
             ));
@@ -68,15 +70,15 @@ pub fn perform(mut engine: Engine) {
             engine.drop_mesh();
         }
         let end = Instant::now() + PATIENCE;
-        let looks = LOOKS.iter().any(|start| command.starts_with(start));
+        let is_read = READS.iter().any(|start| command.starts_with(start));
         loop {
             let printed = shell(&command);
             if is_shown(&printed, &shown) {
                 break;
             }
-            let again = looks && Instant::now() < end;
+            let may_retry = is_read && Instant::now() < end;
             assert!(
-                again,
+                may_retry,
                 "$ {command}\n{printed}\ndocs/cluster.md shows:\n{shown}"
             );
             thread::sleep(Duration::from_millis(500));
@@ -85,7 +87,7 @@ pub fn perform(mut engine: Engine) {
             engine.need_mesh();
         }
         if command.starts_with("docker service inspect") {
-            for (shown, watch) in elsewhere.drain(..) {
+            for (shown, watch) in watches.drain(..) {
                 let printed = watch.join().unwrap();
                 println!("{printed}");
                 assert!(
@@ -96,12 +98,12 @@ pub fn perform(mut engine: Engine) {
         }
     }
     assert!(
-        elsewhere.is_empty(),
-        "after a watch the document has to look at the end of the update"
+        watches.is_empty(),
+        "after a watch, the document has to inspect the end of the update"
     );
 }
 
-/// Commands, each with what stands below it.
+/// Returns the commands, each with the output below it.
 fn steps(text: &str) -> Vec<(String, String)> {
     let mut steps: Vec<(String, String)> = Vec::new();
     let mut in_block = false;
@@ -113,7 +115,7 @@ fn steps(text: &str) -> Vec<(String, String)> {
                 if let Some(command) = line.strip_prefix("$ ") {
                     steps.push((command.to_owned(), String::new()));
                 } else {
-                    let (_, shown) = steps.last_mut().expect("a block begins with a command");
+                    let (_, shown) = steps.last_mut().expect("a block starts with a command");
                     *shown += line;
                     shown.push('\n');
                 }
@@ -124,14 +126,14 @@ fn steps(text: &str) -> Vec<(String, String)> {
     steps
 }
 
-/// Both of its outputs, as a terminal would show them.
+/// Runs a command and returns standard output and standard error as a terminal shows them.
 fn shell(line: &str) -> String {
     let mut command = Command::new("timeout");
     command
         .args(["300", "bash", "-c", &format!("exec 2>&1; {line}")])
         .current_dir(ROOT)
         .stdin(Stdio::null());
-    let Output { status, stdout, .. } = command.output().expect("bash is there");
+    let Output { status, stdout, .. } = command.output().expect("bash starts");
     let printed = String::from_utf8(stdout).expect("the output is text");
     if status.success() {
         printed
@@ -160,7 +162,7 @@ fn is_shown(printed: &str, shown: &str) -> bool {
     )
 }
 
-/// Whether a pattern fits, in which some members stand for any number of any members.
+/// Matches a text against a pattern in which `is_any` elements match any number of elements.
 fn matches<T>(text: &[T], pattern: &[T], is_any: fn(&T) -> bool, fits: fn(&T, &T) -> bool) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
@@ -194,7 +196,7 @@ fn normal(line: &str) -> String {
 }
 
 #[test]
-fn what_differs_by_nature_is_the_same() {
+fn comparison_ignores_ids_and_large_numbers() {
     for (printed, shown, same) in [
         ("a  b", "a b", true),
         ("asked 7502, 0 lost", "asked 31, 0 lost", true),

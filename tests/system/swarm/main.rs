@@ -11,17 +11,17 @@
 #[path = "../../support/mod.rs"]
 mod support;
 
-#[allow(dead_code, reason = "tests/image uses the rest")]
+#[allow(dead_code, reason = "the image tests use the rest")]
 #[path = "../image/docker.rs"]
 mod docker;
 
-#[allow(dead_code, reason = "tests/browser uses the rest")]
+#[allow(dead_code, reason = "the browser tests use the rest")]
 #[path = "../browser/chromium.rs"]
 mod chromium;
 mod document;
 #[allow(
     dead_code,
-    reason = "a program by itself; here it is formatted and linted with the rest"
+    reason = "a program of its own, included to be formatted and linted"
 )]
 mod mesh;
 mod swarm;
@@ -35,7 +35,7 @@ use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn a_roll_out_loses_nothing() {
+fn rollout_loses_no_request() {
     let rounds = env::var("TIMBER_ROLL_OUTS")
         .map_or(1, |n| n.parse().expect("TIMBER_ROLL_OUTS is a number"));
     let swarm = Swarm::deploy(&ready(1));
@@ -46,23 +46,23 @@ fn a_roll_out_loses_nothing() {
             swarm.roll(&image_name(to), "completed");
             let summary = watch.end();
             println!("{round}: :{from} to :{to}: {}", counts(&summary));
-            nothing_lost(&summary);
+            assert_no_loss(&summary);
             assert_eq!(releases(&summary), ["1", "2"], "{summary:#}");
             swarm.all_run(&image_name(to), 3);
         }
     }
 }
 
-/// As a room sees it, in tmp/roll-out.png of the target directory: docs/roll-out.png is such a picture.
+/// Leaves tmp/roll-out.png in the target directory, the picture in docs/.
 #[test]
 #[ignore = "needs Docker Engine and Chromium"]
-fn the_page_shows_a_roll_out() {
-    const PAGE: &str = "http://timber.test:8080/"; // the name that the browser has for this machine
+fn page_shows_a_rollout() {
+    const PAGE: &str = "http://timber.test:8080/"; // the browser resolves it to 127.0.0.1
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
     let mut browser = Browser::start();
     browser.open(PAGE);
-    wait_for("answers of release 1", || {
+    wait_for("responses of release 1", || {
         browser
             .script("+answered.innerText")
             .as_u64()
@@ -74,7 +74,7 @@ fn the_page_shows_a_roll_out() {
             (browser.script("document.title") == "timber, release 1 and 2").then_some(())
         });
         let shown = browser.script("+answered.innerText").as_u64().unwrap();
-        wait_for("more answers", || {
+        wait_for("more responses", || {
             browser
                 .script("+answered.innerText")
                 .as_u64()
@@ -95,7 +95,7 @@ fn the_page_shows_a_roll_out() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn scaling_loses_nothing() {
+fn scaling_loses_no_request() {
     let swarm = Swarm::deploy(&ready(2));
     swarm.scale(1);
     let watch = Watch::start();
@@ -103,19 +103,18 @@ fn scaling_loses_nothing() {
     swarm.scale(2);
     let summary = watch.end();
     println!("1 to 5 to 2: {}", counts(&summary));
-    nothing_lost(&summary);
+    assert_no_loss(&summary);
     let hosts = summary["answers"].as_array().unwrap().len();
-    assert_eq!(hosts, 5, "tasks that answered: {summary:#}");
+    assert_eq!(hosts, 5, "tasks that responded: {summary:#}");
 }
 
-/// Its probe asks for what is not there.
 #[test]
 #[ignore = "needs Docker Engine"]
-fn a_release_that_never_gets_ready_is_rolled_back() {
+fn release_that_never_gets_healthy_is_rolled_back() {
     let swarm = Swarm::deploy(&ready(2));
     let broken = Image::new("never-ready");
     let dir = tempfile::tempdir().unwrap();
-    // The service listens where no probe looks for it.
+    // The health check probes another port.
     let dockerfile =
         "FROM timber-tutorial:2\nENV TIMBER_RELEASE=broken\nCMD [\"--bind\", \":9999\"]\n";
     fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
@@ -129,14 +128,14 @@ fn a_release_that_never_gets_ready_is_rolled_back() {
     swarm.roll(&broken.0, "rollback_completed");
     let summary = watch.end();
     println!("broken release: {}", counts(&summary));
-    nothing_lost(&summary);
+    assert_no_loss(&summary);
     assert_eq!(releases(&summary), ["2"], "{summary:#}");
     swarm.all_run(&image_name(2), 3);
 }
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn a_swarm_shuts_the_doors_that_it_has() {
+fn swarm_applies_hardening_and_update_settings() {
     let swarm = Swarm::deploy_files(
         &ready(2),
         "-c deploy/compose.yaml -c deploy/compose.pids.yaml",
@@ -152,7 +151,7 @@ fn a_swarm_shuts_the_doors_that_it_has() {
     let service: Value =
         serde_json::from_str(&docker(&format!("service inspect {SERVICE}"))).unwrap();
     let spec = &service[0]["Spec"];
-    // With `stop-first` nothing is lost either, but a third of the replicas is gone meanwhile.
+    // `stop-first` loses nothing either, but only two of three replicas serve during an update.
     for (config, at_failure) in [("UpdateConfig", "rollback"), ("RollbackConfig", "pause")] {
         let config = &spec[config];
         assert_eq!(
@@ -163,7 +162,7 @@ fn a_swarm_shuts_the_doors_that_it_has() {
         assert_eq!(config["Parallelism"], 1);
     }
     let container = &spec["TaskTemplate"]["ContainerSpec"];
-    the_sum_holds(
+    assert_drain_fits_grace_period(
         container["Env"].as_array().unwrap(),
         container["StopGracePeriod"].as_u64().unwrap(),
     );
@@ -171,7 +170,7 @@ fn a_swarm_shuts_the_doors_that_it_has() {
 
 #[test]
 #[ignore = "needs Docker Engine and docker-compose"]
-fn compose_shuts_the_doors_that_it_has() {
+fn compose_applies_hardening() {
     let _engine = Engine::claim();
     ready(2);
     let _project = Project;
@@ -185,17 +184,16 @@ fn compose_shuts_the_doors_that_it_has() {
         assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
         assert_eq!(host["Memory"], 64 << 20);
         assert_eq!(config["User"], "65532:65532");
-        the_sum_holds(
+        assert_drain_fits_grace_period(
             config["Env"].as_array().unwrap(),
             config["StopTimeout"].as_u64().unwrap() * 1_000_000_000,
         );
     }
 }
 
-/// A command of the document that needs what is not there, or shows something else, fails the test.
 #[test]
 #[ignore = "needs Docker Engine, docker-compose and kubectl"]
-fn the_document_shows_what_happens() {
+fn commands_of_the_document_print_what_it_shows() {
     let engine = Engine::claim();
     let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
     ready(1);
@@ -207,8 +205,8 @@ fn image_name(release: usize) -> String {
     format!("timber-tutorial:{release}")
 }
 
-/// All was asked that was due, and all was answered; and it was enough to notice.
-fn nothing_lost(summary: &Value) {
+/// Every request was sent and got a response, and there were enough to notice a loss.
+fn assert_no_loss(summary: &Value) {
     let number = |value: &Value| value.as_f64().unwrap();
     assert_eq!(
         (&summary["lost"], &summary["unsent"]),
@@ -216,7 +214,7 @@ fn nothing_lost(summary: &Value) {
         "{summary:#}"
     );
     for kind in ["new", "kept"] {
-        let due = number(&summary["seconds"]) * 50.0; // watch's defaults
+        let due = number(&summary["seconds"]) * 50.0; // the default rate of `watch`
         assert!(
             number(&summary[kind]["good"]) > due * 0.9,
             "{kind} connections: {summary:#}"
@@ -228,7 +226,7 @@ fn counts(summary: &Value) -> String {
     let count = |kind: &str| {
         let counts = &summary[kind];
         format!(
-            "{} asked on {kind} connections, {} lost",
+            "{} requests on {kind} connections, {} lost",
             counts["asked"], counts["lost"]
         )
     };
@@ -250,15 +248,16 @@ fn releases(summary: &Value) -> Vec<&str> {
     releases
 }
 
-/// Delay, deadline and a margin are over before the engine kills, by the settings as the service takes them.
-fn the_sum_holds(variables: &[Value], grace: u64) {
+/// Delay, deadline and a margin end before the engine sends SIGKILL. The service itself parses the
+/// settings.
+fn assert_drain_fits_grace_period(variables: &[Value], grace: u64) {
     let variables = variables
         .iter()
         .map(|variable| variable.as_str().unwrap().split_once('=').unwrap());
     let variables: Vec<_> = variables
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let (_, settings) = timber::config::parse(&[], &variables).unwrap();
+    let (_, settings) = timber::cli::parse(&[], &variables).unwrap();
     let stop = settings.drain_delay + settings.drain_deadline + Duration::from_secs(2);
     assert!(stop < Duration::from_nanos(grace), "{stop:?}");
     assert!(
@@ -268,7 +267,7 @@ fn the_sum_holds(variables: &[Value], grace: u64) {
     );
 }
 
-/// What docker-compose started, ended when dropped.
+/// The containers of docker-compose, removed when dropped.
 struct Project;
 
 impl Drop for Project {

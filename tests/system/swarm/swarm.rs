@@ -1,4 +1,4 @@
-//! A swarm of one node that is gone after the test, the service in it, and the load on it.
+//! A swarm of one node that is removed after the test, the service in it, and the load on it.
 
 use std::{
     io::Read,
@@ -19,13 +19,13 @@ pub const SERVICE: &str = "timber_timber";
 
 const ADDRESS: &str = "127.0.0.1:8080";
 
-/// For all that takes seconds on a machine that has nothing else to do.
+/// Timeout for what takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// Longer than the drain delay of deploy/compose.yaml: whatever a task loses when it goes is lost by then.
+/// Time after a rollout in which a stopped task's lost requests would still be counted.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
-/// There is one engine, and one port.
+/// All tests share one engine and one port.
 static ENGINE: Mutex<()> = Mutex::new(());
 
 static WATCH: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -45,7 +45,7 @@ static MESH: LazyLock<PathBuf> = LazyLock::new(|| {
     mesh.into()
 });
 
-/// The name of an image that is there.
+/// Returns the name of an image, which is built if it does not exist.
 pub fn ready(release: usize) -> String {
     let name = format!("timber-tutorial:{release}");
     if !output(&mut command(&format!("docker image inspect {name}")))
@@ -66,14 +66,14 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let services = || docker(&format!("service ps --no-trunc {SERVICE}"));
         assert!(
             Instant::now() < deadline,
-            "{what} does not come within {PATIENCE:?}:\n{}",
+            "timeout after {PATIENCE:?}: {what}\n{}",
             services()
         );
         thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// The engine, for one test at a time, and afterwards as it was.
+/// Exclusive use of the engine. Restores its state when dropped.
 pub struct Engine {
     bridge_was_there: bool,
     mesh: Option<Child>,
@@ -87,7 +87,7 @@ impl Engine {
         assert_eq!(
             state.trim(),
             "inactive",
-            "this test needs an engine that is in no swarm yet"
+            "this test needs an engine that is not in a swarm"
         );
         let bridge_was_there = docker("network ls --format {{.Name}}")
             .lines()
@@ -99,15 +99,13 @@ impl Engine {
         }
     }
 
-    /// To be called when the service is in the swarm, so that it is reached at its port in any case.
+    /// Starts a stand-in for the routing mesh if the kernel has none. Needs the service in the swarm.
     pub fn need_mesh(&mut self) {
-        // The engine has loaded the module by now, if there is one.
+        // By now the engine has loaded the kernel module if it exists.
         if self.mesh.is_some() || Path::new("/proc/net/ip_vs").exists() {
             return;
         }
-        println!(
-            "no IPVS in this kernel, hence no routing mesh: tests/system/swarm/mesh.rs takes its place"
-        );
+        println!("No IPVS in this kernel, so no routing mesh: using tests/system/swarm/mesh.rs");
         let mount = format!("--mount type=bind,src={},dst=/mesh", MESH.display());
         let network = "--network timber_default --publish mode=host,target=8080";
         let image = format!(
@@ -142,9 +140,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.drop_mesh();
-        // Where there is no swarm any more, these fail at once.
+        // Without a swarm these fail at once.
         _ = command("docker stack rm timber").output();
-        // Tasks that are still there when the swarm is left would hold their networks.
+        // Tasks that still exist when the node leaves the swarm would block their networks.
         let end = Instant::now() + Duration::from_mins(1);
         for service in ["timber_timber", "timber-mesh"] {
             let left = format!(
@@ -186,7 +184,7 @@ impl Swarm {
             (swarm.tasks().len() == 3 && replicas() == "3/3").then_some(())
         });
         swarm.engine.need_mesh();
-        wait_for("an answer", || {
+        wait_for("a response", || {
             let mut stream = std::net::TcpStream::connect(ADDRESS).ok()?;
             stream
                 .set_read_timeout(Some(Duration::from_secs(5)))
@@ -196,7 +194,7 @@ impl Swarm {
         swarm
     }
 
-    /// Containers of the service, those too that are on their way out.
+    /// Returns the containers of the service, including those that are stopping.
     #[allow(
         clippy::unused_self,
         reason = "there are tasks only while there is a swarm"
@@ -208,16 +206,16 @@ impl Swarm {
         tasks.lines().map(str::to_owned).collect()
     }
 
-    /// Deploys the image, and waits for the end of it all. That must be this state.
+    /// Deploys the image, waits for the end of the rollout and asserts its state.
     pub fn roll(&self, image: &str, state: &str) {
         let earlier = update()["StartedAt"].take();
         stack(image, "-c deploy/compose.yaml");
-        let end = wait_for("the end of the roll-out", || {
+        let end = wait_for("the end of the rollout", || {
             let update = update();
-            let going_on = ["updating", "rollback_started"]
+            let is_active = ["updating", "rollback_started"]
                 .map(Value::from)
                 .contains(&update["State"]);
-            (update["StartedAt"] != earlier && update["State"].is_string() && !going_on)
+            (update["StartedAt"] != earlier && update["State"].is_string() && !is_active)
                 .then_some(update)
         });
         assert_eq!(
@@ -274,11 +272,11 @@ fn update() -> Value {
     service[0]["UpdateStatus"].take()
 }
 
-/// `cargo workshop watch`, ended when dropped.
+/// A running `cargo workshop watch`, killed when dropped.
 pub struct Watch(Child);
 
 impl Watch {
-    /// Begins before whatever it is to watch.
+    /// Returns once requests are being sent.
     pub fn start() -> Self {
         let mut watch = Command::new(&*WATCH);
         watch
@@ -294,9 +292,9 @@ impl Watch {
         watch
     }
 
-    /// Its summary.
+    /// Ends the watch and returns its summary.
     pub fn end(mut self) -> Value {
-        kill_process(Pid::from_child(&self.0), Signal::TERM).expect("the watch still runs");
+        kill_process(Pid::from_child(&self.0), Signal::TERM).expect("the watch is running");
         let mut summary = String::new();
         self.0
             .stdout
