@@ -207,6 +207,29 @@ fn shutdown_loses_no_request_under_load() {
     );
 }
 
+/// A handshake that completes between the last accept and the close of the listener would be reset.
+/// So the service drops its first segment. The client sends it again after a second and is refused.
+#[cfg(target_os = "linux")]
+#[test]
+fn late_handshakes_are_refused_instead_of_reset() {
+    let refused_after = || {
+        let service = Timber::start(&[]);
+        service.signal(Signal::TERM);
+        loop {
+            let start = Instant::now();
+            if let Err(error) = TcpStream::connect(service.address) {
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+                return start.elapsed();
+            }
+            // Without a pause, the backlog would overflow, and the kernel would drop handshakes, too.
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    // The listener closes within 20 ms. If this thread does not run in time, try again.
+    let is_retried = (0..10).any(|_| refused_after() > Duration::from_millis(900));
+    assert!(is_retried, "handshakes complete until the listener closes");
+}
+
 /// SIGSTOP pauses the process after the end of accepting, until idle connections are due to close.
 /// Meanwhile a request arrives on each of them.
 #[test]
