@@ -81,9 +81,8 @@ pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, 
     }
     let own = own(config.workers.unwrap_or_else(container::cpus));
     if open_files <= own {
-        return Err(format!(
-            "cannot start: the file-descriptor limit (ulimit -n) is {open_files}, expected more than {own}"
-        ));
+        let limit = "cannot start: the file-descriptor limit (ulimit -n)";
+        return Err(format!("{limit} is {open_files}, expected more than {own}"));
     }
     Ok(wanted.min(open_files - own))
 }

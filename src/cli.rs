@@ -1,5 +1,5 @@
-//! The command line: reads arguments and environment variables, and writes the help text. Nothing here
-//! looks at the process: both are values, and every mistake in them is reported.
+//! The command line: reads arguments and environment variables, and writes the help text. Nothing
+//! here looks at the process: both are values, and every mistake in them is reported.
 
 use std::fmt::Write;
 

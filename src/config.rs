@@ -1,5 +1,5 @@
-//! Every setting, with its default and the reason for that. [`SETTINGS`] is the only list of them: the
-//! parser, `timber --help` and docs/settings.md follow from it.
+//! Every setting, with its default and the reason for that. [`SETTINGS`] is the only list of them:
+//! the parser, `timber --help` and docs/settings.md follow from it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

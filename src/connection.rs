@@ -142,8 +142,8 @@ async fn serve_until_idle(
         })
         .await;
         // hyper documents `into_parts` for finished connections, because others may have unsent
-        // bytes. After `Verdict::Quiet` there are none: the socket has seen hyper flush the last response.
-        // Tests and the pinned version of hyper guard this.
+        // bytes. After `Verdict::Quiet` there are none: the socket has seen hyper flush the last
+        // response. Tests and the pinned version of hyper guard this.
         let parts = hyper.into_parts();
         stream = parts.io.into_inner().stream;
         unread = parts.read_buf;

@@ -1,5 +1,5 @@
-//! The deadlines of a connection that hyper serves. They are checked once per tick, so that a request
-//! pays next to nothing for them.
+//! The deadlines of a connection that hyper serves. They are checked once per tick, so that a
+//! request pays next to nothing for them.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};

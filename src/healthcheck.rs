@@ -17,7 +17,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub fn probe(config: &Config, url: Option<&str>) -> Result<String, String> {
     let (addresses, host, path) = match url {
         Some(url) => parse_url(url).ok_or_else(|| {
-            format!("invalid URL {url:?}: expected http://ADDRESS[:PORT][/PATH], such as http://127.0.0.1:8000/healthz")
+            let form = "http://ADDRESS[:PORT][/PATH], such as http://127.0.0.1:8000/healthz";
+            format!("invalid URL {url:?}: expected {form}")
         })?,
         None => (own_addresses(config)?, "localhost", "/healthz"),
     };

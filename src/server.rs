@@ -130,9 +130,9 @@ pub async fn drain(context: &'static Context, listener: StdListener) {
 }
 
 async fn close_gracefully(context: &'static Context, listener: StdListener) {
-    // A handshake that completes between the last accept and the close would be reset. So no new
-    // one may start, and those in progress get time to complete. Without this, 20 shutdowns under
-    // 200 clients lost up to 15 requests; with it, none (`cargo test loses_no_request`).
+    // A handshake that completes between the last accept and the close would be reset, and its
+    // request lost. So no new handshake may start, and those in progress get time to complete
+    // (`cargo test late_handshakes`).
     listener::decline_handshakes(&listener);
     context.lifecycle.stop_accepting().await;
     sleep(HANDSHAKE).await;
