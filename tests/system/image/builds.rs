@@ -58,8 +58,8 @@ fn a_binary_that_is_not_static_fails_the_build() {
     let failure = try_build(&line, &context)
         .map(drop)
         .expect_err("a dynamic binary got into an image");
-    // The compiler has done its work, and the program does not start.
-    for part in ["Installed", "RUN chroot", "chroot: failed to run command"] {
+    // It compiles, and does not start.
+    for part in ["Installed", "chroot: ", "No such file or directory"] {
         assert!(failure.contains(part), "{part:?} is missing in {failure}");
     }
 }
@@ -79,11 +79,8 @@ fn an_edit_of_the_source_downloads_nothing_and_reaches_the_image() {
         build(&line("default"), &context);
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let body = format!("so delicious {now}"); // no earlier run has built the same
-        edit(
-            &source_with(context.path(), "so delicious"),
-            "so delicious",
-            &body,
-        );
+        let handlers = context.path().join("src/api.rs");
+        edit(&handlers, "so delicious", &body);
         // Every source is older than any compiled file: dates must not matter.
         for file in fs::read_dir(context.path().join("src")).unwrap() {
             fs::File::open(file.unwrap().path())
@@ -99,19 +96,6 @@ fn an_edit_of_the_source_downloads_nothing_and_reaches_the_image() {
             "{dockerfile}: the image has an older program: {index}"
         );
     }
-}
-
-/// The one file in `src` that contains a text.
-fn source_with(context: &Path, text: &str) -> PathBuf {
-    let files = run(&format!(
-        "grep -rlwZ {} {}",
-        text.replace(' ', "."),
-        context.join("src").display()
-    ));
-    let mut files = files.split_terminator('\0');
-    let file = files.next().unwrap();
-    assert_eq!(files.next(), None, "{text:?} is in a second file");
-    file.into()
 }
 
 #[test]

@@ -96,7 +96,7 @@ fn ctrl_c_stops_a_container_in_the_foreground() {
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped()),
         );
-        client.event("Process 1");
+        client.event("PID 1");
         let quiet = undisturbed();
         client.signal(Signal::INT);
         let (status, took) = client.wait();
@@ -146,8 +146,8 @@ fn a_hardened_container_serves_and_logs_its_limits() {
             docker(&format!("exec {container} /timber healthcheck"));
             let log = container.log();
             for fact in [
-                "Process 1 of its container",
-                "User 12345, root file system read-only, memory limit 16384 kiB, CPU limit 0.500",
+                "PID 1: SIGTERM handler installed",
+                "User 12345, root file system read-only, memory limit 16384 KiB, CPU limit 0.500",
                 "Using workers: 1",
             ] {
                 assert!(log.contains(fact), "{fact:?} is missing in {log}");
@@ -161,7 +161,7 @@ fn a_hardened_container_serves_and_logs_its_limits() {
 
 /// Opens more connections than the limit, each with the most memory that one can use.
 fn connections_up_to_the_limit_fit_into_memory(container: &Container) {
-    container.wait_for("Serving 307 connections at once");
+    container.wait_for("Limiting connections to 307: container memory limit");
     let address = container.address();
     let partial_head = format!(
         "GET /index HTTP/1.1\r\nHost: a\r\nX: {}",

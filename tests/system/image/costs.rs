@@ -72,8 +72,8 @@ fn instructions(flag: &str, requests: usize) -> u64 {
 #[test]
 #[ignore = "needs the musl target"]
 fn idle_connections_are_within_their_budget_and_closed_ones_are_freed() {
-    assert_official_toolchain();
     const CONNECTIONS: u64 = 4_000;
+    assert_official_toolchain();
     let files = getrlimit(Resource::Nofile);
     setrlimit(
         Resource::Nofile,

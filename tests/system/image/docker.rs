@@ -25,8 +25,8 @@ const BUILDS: [&str; 2] = [
     "docker build -f Dockerfile.musl -t timber-tutorial:2 .",
 ];
 
-/// Builds both images once, from the working tree.
-static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
+/// The ids of both images, built once from the working tree. Their names may get other images meanwhile.
+static IMAGES: LazyLock<Result<[String; 2], String>> = LazyLock::new(|| {
     let engine = output(&mut command("docker version"));
     if !engine.status.success() {
         return Err(format!(
@@ -35,12 +35,16 @@ static IMAGES: LazyLock<Result<(), String>> = LazyLock::new(|| {
         ));
     }
     thread::scope(|scope| {
-        let builds = BUILDS.map(|line| scope.spawn(move || try_build(line, ROOT)));
-        builds
-            .into_iter()
-            .try_for_each(|build| build.join().unwrap().map(drop))
+        let [first, second] = BUILDS.map(|line| scope.spawn(move || build_image(line)));
+        Ok([first.join().unwrap()?, second.join().unwrap()?])
     })
 });
+
+fn build_image(line: &str) -> Result<String, String> {
+    try_build(line, ROOT)?;
+    let name = line.split(' ').find(|word| word.contains(':')).unwrap();
+    Ok(inspect(name, "Id").as_str().unwrap().to_owned())
+}
 
 /// Shared by everything that loads the machine, exclusive for what is timed.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -88,12 +92,12 @@ pub fn base_image(dockerfile: &str) -> String {
     image.expect("a Dockerfile has FROM").to_owned()
 }
 
-/// Returns the name of image 1 or 2 after both are built.
+/// Returns the id of image 1 or 2 after both are built.
 pub fn image(release: usize) -> String {
-    IMAGES
-        .as_ref()
-        .unwrap_or_else(|failure| panic!("{failure}"));
-    format!("timber-tutorial:{release}")
+    match &*IMAGES {
+        Ok(images) => images[release - 1].clone(),
+        Err(failure) => panic!("{failure}"),
+    }
 }
 
 /// While the guard exists, no test builds anything, or starts or removes a container.
@@ -135,10 +139,10 @@ pub fn output(command: &mut Command) -> Output {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("this test needs {command:?}: {error}"));
+    let printed = all(&output);
     assert!(
-        output.status.code() != Some(127),
-        "this test needs a program: {}",
-        all(&output)
+        !printed.starts_with("timeout: failed to run command"),
+        "this test needs a program: {printed}"
     );
     output
 }
@@ -204,7 +208,7 @@ impl Container {
     /// Runs a container and waits until it serves.
     pub fn serve(image: &str, flags: &str, arguments: &str) -> Self {
         let container = Container::run(image, flags, arguments);
-        container.wait_for("Process "); // the last line of the start-up
+        container.wait_for("PID "); // the last entry of the start
         container
     }
 

@@ -16,7 +16,7 @@ use std::{
     env, fs,
     io::Write,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command, Stdio},
     thread,
     time::{Duration, Instant, SystemTime},
