@@ -11,7 +11,6 @@ mod host;
 mod ladder;
 mod limits;
 mod output;
-mod pack;
 mod progress;
 mod report;
 mod results;
@@ -45,10 +44,6 @@ enum Command {
     Show(output::Arguments),
     /// Count what a client loses while a service is rolled, stopped or scaled
     Watch(watch::Arguments),
-    /// Write all that a room without a network needs into one archive
-    Pack(pack::Arguments),
-    /// Load such an archive
-    Unpack(pack::UnpackArguments),
 }
 
 /// Exit codes: 0 done, and nothing lost or over its limit; 1 something was; 2 wrong arguments, or it could not be done.
@@ -68,7 +63,5 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Compare(arguments) => compare::run(arguments).await,
         Command::Show(arguments) => output::run(&arguments),
         Command::Watch(arguments) => watch::run(arguments).await,
-        Command::Pack(arguments) => pack::run(arguments).await,
-        Command::Unpack(arguments) => pack::unpack(arguments).await,
     }
 }
