@@ -191,7 +191,7 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?, // docker stop, Kubernetes, systemd
             interrupt: signal(SignalKind::interrupt())?, // Ctrl-C
-            quit: signal(SignalKind::quit())?, // Ctrl-\, and a graceful stop of nginx
+            quit: signal(SignalKind::quit())?,           // Ctrl-\, and a graceful stop of nginx
         })
     }
 

@@ -122,8 +122,8 @@ pub static PROMETHEUS: [Header; 1] = [header(
 /// The page runs its own script and style, connects to its own origin, and does nothing else. A
 /// test holds the hashes to page.html.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-LuEOSY3zaZoUk01BmCJj3nhcbZwQjakHgq4uxzuJoHU='; \
-    style-src 'sha256-TVhWa6uZS2lz7dwCIQFqigS4S97DYjnciaWCYX5ftU4='; \
+    script-src 'sha256-/TzFimyldJySI31rOcai0KBSe5a7G4cQyXAtqBYt0qA='; \
+    style-src 'sha256-ejJy5tOEdyq+SgPeKG03OEw+1Wd1R94VFImciFLM0l0='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 

@@ -338,21 +338,3 @@ fn read_head(stream: &mut impl Read) -> Result<Vec<u8>, String> {
     }
     Ok(head)
 }
-
-/// Former names, which tests/system still uses.
-#[allow(unused_imports, dead_code, reason = "tests/service uses the new ones")]
-mod former {
-    pub use super::{Response as Answer, TEST_TIMEOUT as SOON, exchange as ask};
-
-    impl super::Timber {
-        pub fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
-            self.exchange(request)
-        }
-
-        pub fn event(&self, part: &str) -> String {
-            self.wait_for_event(part)
-        }
-    }
-}
-#[allow(unused_imports, reason = "tests/service uses the new ones")]
-pub use former::*;

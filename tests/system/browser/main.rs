@@ -17,7 +17,7 @@ use std::{
 use balancer::{Backend, Balancer};
 use chromium::Browser;
 use serde_json::json;
-use support::{SOON, Timber, shell};
+use support::{TEST_TIMEOUT, Timber, shell};
 
 /// Starts a service with a host name of its own, like in a container.
 fn start(release: &str, host: &str) -> Timber {
@@ -37,7 +37,7 @@ fn wait_for(browser: &mut Browser, what: &str) {
     let begin = Instant::now();
     while browser.script(what) != json!(true) {
         assert!(
-            begin.elapsed() < 2 * SOON,
+            begin.elapsed() < 2 * TEST_TIMEOUT,
             "timeout: {what}\n{}",
             text(browser, "body")
         );
@@ -84,10 +84,10 @@ fn page_shows_a_rollout() {
     let mut browser = Browser::start();
     let page = balancer.url();
     browser.open(&page);
-    wait_for(&mut browser, "+answered.innerText >= 9");
+    wait_for(&mut browser, "+served.innerText >= 9");
     assert_eq!(text(&mut browser, "h1"), "timber, release 1");
     assert_eq!(
-        browser.script("document.querySelectorAll('#who tbody tr').length"),
+        browser.script("document.querySelectorAll('#replicas tbody tr').length"),
         json!(3)
     );
 
@@ -110,7 +110,7 @@ fn page_shows_a_rollout() {
         let (answered, ..) = counts(&mut browser);
         wait_for(
             &mut browser,
-            &format!("+answered.innerText > {}", answered + 6),
+            &format!("+served.innerText > {}", answered + 6),
         );
         if number == 0 {
             assert_eq!(text(&mut browser, "h1"), "timber, release 1 and 2");
@@ -140,7 +140,7 @@ fn page_shows_a_rollout() {
     let squares = squares(&mut browser);
     let of = |kind: &str| squares.iter().filter(|(class, _)| class == kind).count();
     assert_eq!(
-        (of("answered"), of("failed"), of("lost")),
+        (of("served"), of("failed"), of("lost")),
         (answered, failed, lost)
     );
     assert_eq!(squares.len(), answered + failed + lost);
@@ -155,7 +155,7 @@ fn page_shows_a_rollout() {
 
     // The legend has the newest service on top and the number of its responses.
     let legend = browser.script(
-        "[...document.querySelectorAll('#who tbody tr')].map(row => [row.className, row.cells[0].innerText, \
+        "[...document.querySelectorAll('#replicas tbody tr')].map(row => [row.className, row.cells[0].innerText, \
          row.querySelector('b').innerText, row.querySelector('code').innerText])",
     );
     let hosts = |row: usize| legend[row][3].as_str().unwrap();
@@ -174,9 +174,9 @@ fn page_shows_a_rollout() {
     let mut all: Vec<_> = (0..6).map(hosts).collect();
     all.sort_unstable();
     assert_eq!(all, ["birch", "elm", "larch", "oak", "pine", "yew"]);
-    let sum = "[...document.querySelectorAll('#who tbody tr')].reduce((n, row) => n + +row.cells[2].innerText, 0)";
+    let sum = "[...document.querySelectorAll('#replicas tbody tr')].reduce((n, row) => n + +row.cells[2].innerText, 0)";
     assert_eq!(browser.script(sum), json!(answered));
-    let colours = "new Set([...document.querySelectorAll('#who i')].map(i => getComputedStyle(i).backgroundColor)).size";
+    let colours = "new Set([...document.querySelectorAll('#replicas i')].map(i => getComputedStyle(i).backgroundColor)).size";
     assert_eq!(browser.script(colours), json!(6));
 
     assert_calm(&browser, &page);
@@ -184,7 +184,7 @@ fn page_shows_a_rollout() {
 
 fn counts(browser: &mut Browser) -> (usize, usize, usize) {
     (
-        number(browser, "answered"),
+        number(browser, "served"),
         number(browser, "failed"),
         number(browser, "lost"),
     )
@@ -210,7 +210,7 @@ fn oldest_row_of_squares_is_removed_when_all_are_filled() {
     let mut browser = Browser::start();
     let page = balancer.url();
     browser.open(&page);
-    wait_for(&mut browser, "+answered.innerText > 2");
+    wait_for(&mut browser, "+served.innerText > 2");
     pause(&mut browser);
     // As fast as possible instead of four per second.
     let all = browser
@@ -220,7 +220,7 @@ fn oldest_row_of_squares_is_removed_when_all_are_filled() {
     browser.script(&format!(
         "(async () => {{ for (let n = 0; n < {all}; n++) await sample() }})()"
     ));
-    wait_for(&mut browser, &format!("+answered.innerText > {all}"));
+    wait_for(&mut browser, &format!("+served.innerText > {all}"));
     wait_for(&mut browser, "!document.querySelector('#squares .pending')");
     let filled = squares(&mut browser).len() as u64;
     assert!(
@@ -274,7 +274,7 @@ fn page_without_scripts_is_a_plain_table() {
     ] {
         assert!(shown.contains(&part), "{part} is not in {shown:?}");
     }
-    for part in ["answered", "Pause"] {
+    for part in ["served", "Pause"] {
         assert!(!shown.contains(&part), "{part} is in {shown:?}");
     }
     assert_calm(&browser, &page);
@@ -289,12 +289,15 @@ fn release_label_is_not_interpreted_as_markup() {
     let mut browser = Browser::start();
     let page = balancer.url();
     browser.open(&page);
-    wait_for(&mut browser, "+answered.innerText > 2");
+    wait_for(&mut browser, "+served.innerText > 2");
     assert_eq!(text(&mut browser, "h1"), format!("timber, release {label}"));
-    assert_eq!(text(&mut browser, "#who b"), format!("release {label}"));
+    assert_eq!(
+        text(&mut browser, "#replicas b"),
+        format!("release {label}")
+    );
     assert_eq!(browser.script("document.images.length"), json!(0));
     browser.script("document.getElementById('try').click()");
-    wait_for(&mut browser, "answer.innerText.includes('so delicious')");
+    wait_for(&mut browser, "response.innerText.includes('so delicious')");
     assert_calm(&browser, &page);
 }
 
@@ -306,7 +309,7 @@ fn browser_blocks_what_the_policy_does_not_allow() {
     let balancer = Balancer::start(vec![Backend::Serves(service.address)]);
     let mut browser = Browser::start();
     browser.open(&balancer.url());
-    wait_for(&mut browser, "+answered.innerText > 2");
+    wait_for(&mut browser, "+served.innerText > 2");
     pause(&mut browser);
     for (foreign, complaint) in [
         (
@@ -338,7 +341,7 @@ fn browser_blocks_what_the_policy_does_not_allow() {
             .any(|event| event.to_string().contains(complaint))
         {
             assert!(
-                begin.elapsed() < SOON,
+                begin.elapsed() < TEST_TIMEOUT,
                 "{foreign} is allowed: {:?}",
                 browser.complaints()
             );

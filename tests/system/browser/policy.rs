@@ -10,7 +10,7 @@ use super::Timber;
 #[test]
 fn policy_contains_the_hashes_of_script_and_style() {
     let service = Timber::start(&["--release", "<7>"]);
-    let page = service.ask("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n");
+    let page = service.exchange("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n");
     let (policy, text) = (page.header("content-security-policy").unwrap(), page.text());
     for element in ["script", "style"] {
         let (begin, end) = (format!("<{element}>"), format!("</{element}>"));

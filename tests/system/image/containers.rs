@@ -96,7 +96,7 @@ fn ctrl_c_stops_a_container_in_the_foreground() {
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped()),
         );
-        client.event("PID 1");
+        client.wait_for_event("PID 1");
         let quiet = undisturbed();
         client.signal(Signal::INT);
         let (status, took) = client.wait();
@@ -122,7 +122,7 @@ fn a_request_in_flight_at_docker_stop_finishes() {
             let stop = scope.spawn(|| docker(&format!("stop {container}")));
             container.wait_for("Handling signal: term");
             thread::sleep(Duration::from_millis(500)); // an idle service would have stopped by now
-            let answer = ask(&mut stream, second);
+            let answer = exchange(&mut stream, second);
             assert_eq!(
                 (answer.status, answer.header("connection")),
                 (200, Some("close"))

@@ -124,7 +124,7 @@ fn image_2_serves_from_a_root_without_proc() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut service = Timber::spawn(&mut chroot);
-    service.event("User unknown, root file system unknown");
+    service.wait_for_event("User unknown, root file system unknown");
     for path in ["/index", "/version", "/metrics", "/healthz"] {
         assert_eq!(service.get(path).status, 200, "{path}");
     }

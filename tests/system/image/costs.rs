@@ -51,7 +51,7 @@ fn instructions(flag: &str, requests: usize) -> u64 {
     let mut stream = service.connect();
     for _ in 0..requests {
         assert_eq!(
-            ask(
+            exchange(
                 &mut stream,
                 "GET /index HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: wrk\r\nAccept: */*\r\n\r\n"
             )
@@ -89,12 +89,12 @@ fn idle_connections_are_within_their_budget_and_closed_ones_are_freed() {
     let before = memory(&service);
     let mut kept: Vec<_> = (0..CONNECTIONS).map(|_| service.connect()).collect();
     for stream in &mut kept {
-        assert_eq!(ask(stream, get("/index")).status, 200);
+        assert_eq!(exchange(stream, get("/index")).status, 200);
     }
     thread::sleep(Duration::from_secs(3));
     let each = memory(&service).saturating_sub(before) * 1024 / CONNECTIONS;
     for stream in kept.iter_mut().step_by(20) {
-        assert_eq!(ask(stream, get("/index")).status, 200);
+        assert_eq!(exchange(stream, get("/index")).status, 200);
     }
     drop(kept);
     thread::sleep(Duration::from_secs(2));
@@ -158,7 +158,7 @@ fn soak(address: SocketAddr) {
         let mut stream = connect(address);
         stream.write_all(requests.as_bytes()).unwrap();
         for _ in 0..10 {
-            assert_eq!(Answer::read(&mut stream, false).status, 200);
+            assert_eq!(Response::read(&mut stream, false).status, 200);
         }
     }
 }

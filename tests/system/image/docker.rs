@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Answer, SOON, ask, connect, get};
+use crate::support::{Response, TEST_TIMEOUT, connect, exchange, get};
 
 /// The directory of the service's package.
 pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -181,12 +181,15 @@ pub fn inspect(name: &str, member: &str) -> Value {
 }
 
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {SOON:?} for {what}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {TEST_TIMEOUT:?} for {what}"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -247,8 +250,8 @@ impl Container {
             .unwrap()
     }
 
-    pub fn get(&self, path: &str) -> Answer {
-        ask(&mut connect(self.address()), get(path))
+    pub fn get(&self, path: &str) -> Response {
+        exchange(&mut connect(self.address()), get(path))
     }
 }
 

@@ -29,6 +29,6 @@ use docker::{
 };
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};
-use support::{Answer, Timber, ask, connect, get};
+use support::{Response, Timber, connect, exchange, get};
 
 const RELEASES: [usize; 2] = [1, 2];

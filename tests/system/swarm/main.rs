@@ -64,7 +64,7 @@ fn page_shows_a_rollout() {
     browser.open(PAGE);
     wait_for("responses of release 1", || {
         browser
-            .script("+answered.innerText")
+            .script("+served.innerText")
             .as_u64()
             .filter(|answered| *answered >= 40)
     });
@@ -73,10 +73,10 @@ fn page_shows_a_rollout() {
         wait_for("both releases", || {
             (browser.script("document.title") == "timber, release 1 and 2").then_some(())
         });
-        let shown = browser.script("+answered.innerText").as_u64().unwrap();
+        let shown = browser.script("+served.innerText").as_u64().unwrap();
         wait_for("more responses", || {
             browser
-                .script("+answered.innerText")
+                .script("+served.innerText")
                 .as_u64()
                 .filter(|answered| *answered > shown + 40)
         });

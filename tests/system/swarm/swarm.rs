@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::docker::{ROOT, command, docker, image, output, run};
-use crate::support::{ask, cargo_build, get};
+use crate::support::{cargo_build, exchange, get};
 
 pub const SERVICE: &str = "timber_timber";
 
@@ -189,7 +189,7 @@ impl Swarm {
             stream
                 .set_read_timeout(Some(Duration::from_secs(5)))
                 .unwrap();
-            std::panic::catch_unwind(move || ask(&mut stream, get("/index"))).ok()
+            std::panic::catch_unwind(move || exchange(&mut stream, get("/index"))).ok()
         });
         swarm
     }
