@@ -6,6 +6,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 use crate::container;
+use crate::lifecycle::OpenGuard;
 use crate::metrics::Metrics;
 
 /// Decides how many connections are open at once.
@@ -15,13 +16,14 @@ pub struct Admission {
     metrics: &'static Metrics,
 }
 
-/// The permission to open one more connection.
+/// Permission to open one more connection.
 pub type Permit = SemaphorePermit<'static>;
 
 /// An open connection. When it is dropped, the next one may open.
-pub struct Admitted {
+pub struct ConnectionSlot {
     metrics: &'static Metrics,
     _permit: Option<Permit>,
+    _open: OpenGuard,
 }
 
 impl Admission {
@@ -34,32 +36,31 @@ impl Admission {
         }
     }
 
-    /// Lowers the limit. Returns true if it was higher.
+    /// Lowers the limit. Returns true if it was higher. To be called once, at the start.
     pub fn lower(&self, limit: usize) -> bool {
         let excess = self.limit.saturating_sub(limit);
         self.permits.forget_permits(excess) > 0
     }
 
     /// Waits until one more connection may be open.
-    ///
-    /// # Panics
-    /// Never: the semaphore is not closed.
+    #[expect(clippy::missing_panics_doc, reason = "the semaphore is never closed")]
     pub async fn wait(&'static self) -> Permit {
         let permit = self.permits.acquire().await;
-        permit.expect("the semaphore is not closed")
+        permit.expect("the semaphore is never closed")
     }
 
     /// Counts an open connection. A shutdown opens those in the backlog without a permit.
-    pub fn admit(&self, permit: Option<Permit>) -> Admitted {
+    pub fn admit(&self, permit: Option<Permit>, open: OpenGuard) -> ConnectionSlot {
         self.metrics.connections.fetch_add(1, Relaxed);
-        Admitted {
+        ConnectionSlot {
             metrics: self.metrics,
             _permit: permit,
+            _open: open,
         }
     }
 }
 
-impl Drop for Admitted {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.metrics.connections.fetch_sub(1, Relaxed);
     }
@@ -69,20 +70,22 @@ impl Drop for Admitted {
 /// process may open no more than `open_files` files.
 ///
 /// # Errors
-/// No room for a single connection, in one line.
+/// The limit leaves no room for a connection; in one line.
 pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, String> {
     // Beside connections: streams, listener and signals, and for each worker an epoll instance, its
     // wake-up and a listener.
-    let own = |workers: usize| 16 + 4 * workers;
+    let reserved_files = |workers: usize| 16 + 4 * workers;
     let wanted = config.max_connections;
-    // Asking for the number of CPUs takes a while, so do that only where the number matters.
-    if open_files >= wanted + own(config.workers.unwrap_or(256)) {
+    // Counting the CPUs takes a while, so count them only if the result depends on it.
+    if open_files >= wanted + reserved_files(config.workers.unwrap_or(256)) {
         return Ok(wanted);
     }
-    let own = own(config.workers.unwrap_or_else(container::cpus));
-    if open_files <= own {
+    let reserved = reserved_files(config.workers.unwrap_or_else(container::cpus));
+    if open_files <= reserved {
         let limit = "cannot start: the file-descriptor limit (ulimit -n)";
-        return Err(format!("{limit} is {open_files}, expected more than {own}"));
+        return Err(format!(
+            "{limit} is {open_files}, expected more than {reserved}"
+        ));
     }
-    Ok(wanted.min(open_files - own))
+    Ok(wanted.min(open_files - reserved))
 }

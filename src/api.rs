@@ -30,20 +30,20 @@ type Handler = fn(&Context) -> Response;
 /// An endpoint: its response to GET. HEAD, OPTIONS and the 405 for other methods follow from it.
 pub struct Route {
     pub path: &'static str,
-    /// Requested by machines every few seconds, so left out of the access log by default.
-    pub is_probe: bool,
+    /// Requested by machines every few seconds. By default the access log leaves such requests out.
+    pub is_polled: bool,
     /// What the page says about it.
     pub summary: &'static str,
     handler: Handler,
 }
 
-pub static ROUTES: [Route; 8] = [
+pub static ROUTES: &[Route] = &[
     Route::get("/index", "The tutorial's endpoint", index),
-    Route::probe("/healthz", "Liveness: the process works", healthz),
-    Route::probe("/readyz", "Readiness: send traffic", readyz),
+    Route::polled("/healthz", "Liveness: the process works", healthz),
+    Route::polled("/readyz", "Readiness: send traffic", readyz),
     Route::get("/version", "Build, release and host", version),
-    Route::probe("/sample", "The same, then the connection closes", sample),
-    Route::probe("/metrics", "Counters for Prometheus", metrics),
+    Route::polled("/sample", "The same, then the connection closes", sample),
+    Route::polled("/metrics", "Counters for Prometheus", metrics),
     Route::get("/openapi.json", "This API in OpenAPI 3.1", openapi),
     Route::get("/", "This page, for browsers", page),
 ];
@@ -52,15 +52,15 @@ impl Route {
     const fn get(path: &'static str, summary: &'static str, handler: Handler) -> Self {
         Route {
             path,
-            is_probe: false,
+            is_polled: false,
             summary,
             handler,
         }
     }
 
-    const fn probe(path: &'static str, summary: &'static str, handler: Handler) -> Self {
+    const fn polled(path: &'static str, summary: &'static str, handler: Handler) -> Self {
         Route {
-            is_probe: true,
+            is_polled: true,
             ..Route::get(path, summary, handler)
         }
     }
@@ -84,7 +84,7 @@ pub fn respond(context: &Context, head: &Parts, client: IpAddr) -> (Option<usize
         Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE => {
             Response::with_methods(StatusCode::METHOD_NOT_ALLOWED)
         }
-        _ => Failure(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
+        _ => Failure::new(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
     };
     (Some(index), response)
 }
@@ -120,7 +120,7 @@ fn healthz(_: &Context) -> Response {
 fn readyz(context: &Context) -> Response {
     if context.lifecycle.is_draining() {
         let description = "Shutting down: send no more traffic";
-        return Failure(StatusCode::SERVICE_UNAVAILABLE, description).into();
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, description).into();
     }
     Response::ok(&JSON, r#"{"status": "ready"}"#)
 }
@@ -157,9 +157,9 @@ fn version_json(context: &Context) -> String {
         target: TARGET,
         hostname: container::hostname(),
         pid: process::id(),
-        started: Timestamp::at(context.started_at).rfc3339(),
+        started: Timestamp::at(context.start_epoch_seconds).rfc3339(),
         binary_bytes: container::binary_bytes(),
-        uptime_seconds: context.started.elapsed().as_secs(),
+        uptime_seconds: context.start.elapsed().as_secs(),
     })
 }
 
@@ -171,7 +171,9 @@ fn metrics(context: &Context) -> Response {
         ("target", TARGET),
     ];
     let memory = container::resident_memory();
-    let text = context.metrics.render(&build, context.started_at, memory);
+    let text = context
+        .metrics
+        .render(&build, context.start_epoch_seconds, memory);
     Response::ok(&PROMETHEUS, text)
 }
 
@@ -186,7 +188,7 @@ fn page(context: &Context) -> Response {
     let binary = container::binary_bytes().map_or("unknown".to_owned(), |bytes| {
         format!("{} kB", (bytes + 500) / 1000)
     });
-    let uptime = context.started.elapsed().as_secs();
+    let uptime = context.start.elapsed().as_secs();
     let page = include_str!("page.html")
         .replace("{{version}}", VERSION)
         .replace("{{libc}}", LIBC)

@@ -24,7 +24,7 @@ Usage: timber [OPTIONS]                    Serve
 Options (a flag overrides its environment variable; TIME is 5, 5s or 500ms):
 "
     .to_owned();
-    for setting in &SETTINGS {
+    for setting in SETTINGS {
         let usage = match setting.flag {
             "" => String::new(),
             "--bind" => format!("-b, --bind {}", setting.value),
@@ -41,7 +41,7 @@ Options (a flag overrides its environment variable; TIME is 5, 5s or 500ms):
 
 Exit codes:
   0  Graceful shutdown: every request finished
-  1  Could not start; or the drain deadline or a second signal aborted connections
+  1  Could not start, drain deadline exceeded, or second signal received
   2  Invalid configuration
 "
 }
@@ -125,7 +125,7 @@ impl Parser {
 
     fn report_unknown(&mut self, kind: &str, name: &str) {
         let name = name.escape_debug();
-        let mistake = format!("unknown {kind} {name}: expected one of those in timber --help");
+        let mistake = format!("unknown {kind} {name}: expected one that timber --help lists");
         self.mistakes.push(mistake);
     }
 }

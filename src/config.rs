@@ -1,23 +1,23 @@
 //! Every setting, with its default and the reason for that. [`SETTINGS`] is the only list of them:
-//! the parser, `timber --help` and docs/settings.md follow from it.
+//! the parser and `timber --help` follow from it, and a test compares docs/settings.md with it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// Which requests are logged on standard output. Probes come every few seconds from each prober and
-/// would drown the rest.
+/// Which requests are logged on standard output. Probes, scrapes and samples come every few seconds
+/// and would drown out other requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AccessLog {
     Off,
-    AllButProbes,
+    AllButPolled,
     All,
 }
 
 impl AccessLog {
-    pub fn includes(self, is_probe: bool) -> bool {
+    pub fn includes(self, is_polled: bool) -> bool {
         match self {
             AccessLog::Off => false,
-            AccessLog::AllButProbes => !is_probe,
+            AccessLog::AllButPolled => !is_polled,
             AccessLog::All => true,
         }
     }
@@ -63,11 +63,11 @@ impl Default for Config {
             // Longer than the 60 s for which common proxies and scrapers keep an idle connection:
             // the server must not be the first to time out.
             idle_timeout: Duration::from_secs(75),
-            header_timeout: Duration::from_secs(10), // one packet, with time for some to be lost
-            // A response takes microseconds. A client that does not read it takes longer.
+            header_timeout: Duration::from_secs(10), // one packet, with time for retransmissions
+            // Writing a response takes microseconds, unless the client does not read.
             write_timeout: Duration::from_secs(30),
             max_connections: 10_000,
-            access_log: AccessLog::AllButProbes,
+            access_log: AccessLog::AllButPolled,
             json_log: false,
             release: "dev".to_owned(),
         }
@@ -94,7 +94,7 @@ pub struct Setting {
     pub set: fn(&mut Config, &str) -> Result<(), &'static str>,
 }
 
-pub static SETTINGS: [Setting; 12] = [
+pub static SETTINGS: &[Setting] = &[
     Setting {
         flag: "--bind",
         variable: "TIMBER_BIND",
@@ -145,7 +145,7 @@ pub static SETTINGS: [Setting; 12] = [
         variable: "TIMBER_DRAIN_DEADLINE",
         value: "TIME",
         default: "8s",
-        help: "After the drain delay, abort connections that are still active after this long",
+        help: "Abort connections that are still active this long after the drain delay",
         set: |config, value| {
             config.drain_deadline = parse_duration(value)?;
             Ok(())
@@ -178,7 +178,7 @@ pub static SETTINGS: [Setting; 12] = [
         variable: "TIMBER_WRITE_TIMEOUT",
         value: "TIME",
         default: "30s",
-        help: "Close a connection whose client stops reading for this long",
+        help: "Close a connection if its client takes longer to read a response",
         set: |config, value| {
             config.write_timeout = parse_timeout(value)?;
             Ok(())
@@ -189,7 +189,7 @@ pub static SETTINGS: [Setting; 12] = [
         variable: "TIMBER_MAX_CONNECTIONS",
         value: "N",
         default: "10000",
-        help: "Open connections, fewer if files or memory are limited; further ones wait",
+        help: "Maximum number of open connections; lower if files or memory are limited",
         set: |config, value| {
             config.max_connections = parse_count(value)?;
             Ok(())
@@ -200,13 +200,13 @@ pub static SETTINGS: [Setting; 12] = [
         variable: "TIMBER_ACCESS_LOG",
         value: "WHICH",
         default: "on",
-        help: "Requests to log: off, on (all but probes) or all",
+        help: "Requests to log: off, on (all but probes, scrapes and samples) or all",
         set: |config, value| {
             config.access_log = match value {
                 "off" => AccessLog::Off,
-                "on" => AccessLog::AllButProbes,
+                "on" => AccessLog::AllButPolled,
                 "all" => AccessLog::All,
-                _ => return Err("off, on (all but probes) or all"),
+                _ => return Err("off, on or all"),
             };
             Ok(())
         },
@@ -242,8 +242,8 @@ pub static SETTINGS: [Setting; 12] = [
     },
 ];
 
-/// Returns the address of `host`: an IP address, or localhost. Resolving other names would bring
-/// musl's resolver into the image.
+/// Returns the address of `host`: an IP address, or localhost. Resolving other names would add musl's
+/// resolver to the image.
 pub fn parse_ip(host: &str) -> Option<IpAddr> {
     match host {
         "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
@@ -307,23 +307,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_the_defaults() {
-        for Setting {
-            variable,
-            default,
-            set,
-            ..
-        } in &SETTINGS
-        {
-            let mut config = Config::default();
-            if *default == "available CPUs" {
+    fn settings_table_matches_the_default_config() {
+        for setting in SETTINGS {
+            if setting.default == "available CPUs" {
                 continue; // unset
             }
-            assert_eq!(set(&mut config, default), Ok(()), "{variable}");
+            let mut config = Config::default();
+            let result = (setting.set)(&mut config, setting.default);
+            assert_eq!(result, Ok(()), "{}", setting.variable);
+            // The default of --bind names the platform's port.
             config.bind_port = config
                 .bind_port
                 .filter(|port| *port != config.platform_port);
-            assert_eq!(config, Config::default(), "{variable}");
+            assert_eq!(config, Config::default(), "{}", setting.variable);
         }
     }
 }

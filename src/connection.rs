@@ -15,46 +15,44 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, Instant};
 
-use crate::admission::Admitted;
+use crate::admission::ConnectionSlot;
 use crate::api::{self, ROUTES};
 use crate::context::Context;
-use crate::deadlines::{Deadlines, Verdict};
-use crate::lifecycle::OpenGuard;
+use crate::lifecycle::ActiveGuard;
 use crate::log::AccessEntry;
 use crate::request::{self, MAX_HEAD};
 use crate::response::{Failure, Response};
 use crate::socket::{Socket, Traffic};
+use crate::timeouts::{Timeouts, Verdict};
 
-/// Time for the client to read the last response. What it still sends is discarded.
-const LINGER: Duration = Duration::from_secs(2);
+/// Time for the client to read the last response. Its further input is discarded.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves a connection until it ends or misses a deadline.
+/// Serves a connection until it ends or misses a deadline. It is `active` while it is not parked.
 ///
-/// After a quiet tick the connection is parked: hyper's state and buffers, 13.9 kB, are dropped,
-/// and 1.25 kB remain for the socket and a timer. When the client sends something, hyper starts
-/// anew.
+/// After a quiet tick the connection is parked: without hyper's state and buffers it takes 1.25 kB
+/// instead of 13.9 kB. When the client sends something, hyper starts anew.
 pub async fn serve(
     context: &'static Context,
     mut stream: TcpStream,
-    client: IpAddr,
-    _admitted: Admitted,
-    _open: OpenGuard,
+    address: IpAddr,
+    _slot: ConnectionSlot,
+    mut active: ActiveGuard,
 ) {
-    let mut active = context.lifecycle.active_guard();
-    // Responses are written whole, so waiting for a full packet only delays them. If this fails,
-    // the connection is slower, but works.
+    // Responses are written whole, so Nagle's algorithm only delays them. If this fails, they are
+    // only slower.
     _ = stream.set_nodelay(true);
     // A new connection has the time of a head for its first byte.
     let mut deadline = Instant::now() + context.config.header_timeout;
     // Boxed, so that the memory is returned while the connection is parked.
-    while let Some(parked) = Box::pin(serve_until_idle(context, stream, client, deadline)).await {
+    while let Some(parked) = Box::pin(serve_until_idle(context, stream, address, deadline)).await {
         drop(active);
         (stream, deadline) = (parked.stream, parked.deadline);
         let is_readable = wait_until_readable(context, &stream, deadline).await;
@@ -95,10 +93,10 @@ fn has_unread(stream: &TcpStream) -> bool {
     peeked.is_ok_and(|length| length > 0)
 }
 
-/// A connection that waits for its next request.
+/// A parked connection.
 struct Parked {
     stream: TcpStream,
-    /// When the next request has to begin.
+    /// Time by which the next request must begin.
     deadline: Instant,
 }
 
@@ -110,68 +108,77 @@ enum End {
 }
 
 /// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The
-/// first request has to begin before `deadline`.
+/// first request must begin before `deadline`.
 async fn serve_until_idle(
     context: &'static Context,
     mut stream: TcpStream,
-    client: IpAddr,
+    address: IpAddr,
     deadline: Instant,
 ) -> Option<Parked> {
-    let connection = &Connection::new(context, client);
-    let mut http = http1::Builder::new();
-    // hyper would reset its own header timeout for each request; the checks below cost next to
-    // nothing.
-    http.header_read_timeout(None)
-        .half_close(true)
-        .max_buf_size(MAX_HEAD);
-    let timer = pin!(context.timers.sleep_until(Instant::now()));
+    let client = &Client::new(context, address);
+    let timer = pin!(context.timers.sleep_until(Instant::now())); // `Timeouts::new` sets the time
     let closing = pin!(context.lifecycle.closing());
-    let mut deadlines = Deadlines::new(context, &connection.traffic, timer, closing).await;
+    let mut timeouts = Timeouts::new(context, &client.traffic, timer, closing).await;
     let mut unread = Bytes::new();
     let failure = loop {
-        let socket = Socket {
-            stream,
-            unread,
-            traffic: &connection.traffic,
-        };
-        let respond = |request| future::ready(Ok::<_, Infallible>(connection.respond(request)));
-        let mut hyper = http.serve_connection(TokioIo::new(socket), service_fn(respond));
-        let end = poll_fn(|cx| match Pin::new(&mut hyper).poll(cx) {
-            Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-            Poll::Pending => deadlines.poll(cx).map(End::Check),
-        })
-        .await;
-        // hyper documents `into_parts` for finished connections, because others may have unsent
-        // bytes. After `Verdict::Quiet` there are none: the socket has seen hyper flush the last
-        // response. Tests and the pinned version of hyper guard this.
-        let parts = hyper.into_parts();
-        stream = parts.io.into_inner().stream;
-        unread = parts.read_buf;
+        let end;
+        (end, stream, unread) = run_hyper(client, &mut timeouts, stream, unread).await;
         match end {
-            End::Hyper(Err(error)) if error.is_parse() && !connection.has_unread_body() => {
+            End::Hyper(Err(error)) if error.is_parse() && !client.has_unread_body() => {
                 break Some(request::explain(&error, &unread));
             }
             End::Hyper(_) => break None,
             End::Check(Verdict::WriteTimeout) => return None,
-            End::Check(Verdict::Quiet) if unread.is_empty() && context.lifecycle.is_closing() => {
-                if !has_unread(&stream) {
-                    return None;
+            End::Check(Verdict::Quiet) if !unread.is_empty() => {
+                if timeouts.is_head_overdue() {
+                    break Some(Failure::REQUEST_TIMEOUT);
                 }
+                // Part of a head. The next hyper connection gets it back.
             }
-            End::Check(Verdict::Quiet) if unread.is_empty() => {
-                let deadline = deadlines.next_request().unwrap_or(deadline);
+            End::Check(Verdict::Quiet) if !context.lifecycle.is_closing() => {
+                let deadline = timeouts.idle_deadline().unwrap_or(deadline);
                 return Some(Parked { stream, deadline });
             }
-            // Part of a head. The next hyper connection gets it back.
-            End::Check(Verdict::Quiet) if !deadlines.is_head_overdue() => {}
-            End::Check(Verdict::Quiet) => {
-                let description = "The request head took too long";
-                break Some(Failure(StatusCode::REQUEST_TIMEOUT, description));
-            }
+            End::Check(Verdict::Quiet) if !has_unread(&stream) => return None,
+            // A request has arrived, but tokio does not know yet. hyper waits for it. Parking would
+            // not: the closing phase ends that wait at once.
+            End::Check(Verdict::Quiet) => {}
         }
     };
-    connection.close(stream, &unread, failure).await;
+    client.close(stream, &unread, failure).await;
     None
+}
+
+/// Runs one hyper connection until it has finished or has to be taken apart. Takes and returns the
+/// bytes that hyper has read but not used.
+async fn run_hyper(
+    client: &Client,
+    timeouts: &mut Timeouts<'_>,
+    stream: TcpStream,
+    unread: Bytes,
+) -> (End, TcpStream, Bytes) {
+    let socket = Socket {
+        stream,
+        unread,
+        traffic: &client.traffic,
+    };
+    let respond = |request| future::ready(Ok::<_, Infallible>(client.respond(request)));
+    let mut connection = http1::Builder::new()
+        // hyper would reset its own header timeout for each request, which costs more than ours.
+        .header_read_timeout(None)
+        .half_close(true)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(socket), service_fn(respond));
+    let end = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+        Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
+        Poll::Pending => timeouts.poll(cx).map(End::Check),
+    })
+    .await;
+    // hyper documents `into_parts` for finished connections, because others may have unsent bytes.
+    // After `Verdict::Quiet` there are none: the socket has seen hyper flush the last response.
+    // Tests and the pinned version of hyper guard this.
+    let parts = connection.into_parts();
+    (end, parts.io.into_inner().stream, parts.read_buf)
 }
 
 /// Discards what the client sends until it closes. A kernel that closes a socket with unread bytes
@@ -186,25 +193,26 @@ async fn linger(context: &Context, mut stream: TcpStream) {
             .is_ok_and(|length| length > 0)
         {}
     };
-    _ = context.timers.timeout(LINGER, discard).await;
+    _ = context.timers.timeout(LINGER_TIMEOUT, discard).await;
 }
 
-/// What the requests of one connection have in common.
-struct Connection {
+/// The client of one connection, and its requests.
+struct Client {
     context: &'static Context,
-    client: IpAddr,
-    client_name: String,
+    address: IpAddr,
+    /// The address as the logs show it.
+    name: String,
     traffic: Traffic,
     /// The last request had a body, which is not read.
     has_unread_body: AtomicBool,
 }
 
-impl Connection {
-    fn new(context: &'static Context, client: IpAddr) -> Self {
-        Connection {
+impl Client {
+    fn new(context: &'static Context, address: IpAddr) -> Self {
+        Client {
             context,
-            client,
-            client_name: client.to_string(),
+            address,
+            name: address.to_string(),
             traffic: Traffic::new(context.metrics),
             has_unread_body: AtomicBool::new(false),
         }
@@ -216,13 +224,14 @@ impl Connection {
 
     /// Responds to one request, counts it and logs it.
     fn respond(&self, request: Request<Incoming>) -> hyper::Response<Full<Bytes>> {
-        let (context, started) = (self.context, std::time::Instant::now());
+        let context = self.context;
+        let start = Instant::now();
         self.traffic.start_request();
         let (mut head, body) = request.into_parts();
-        let (route, response) = api::respond(context, &head, self.client);
+        let (route, response) = api::respond(context, &head, self.address);
         self.log(&head, route, &response);
-        // No endpoint takes a body. To keep the connection, its end would have to be found, so the
-        // connection closes after the response.
+        // No endpoint takes a body. Keeping the connection would require finding the body's end, so
+        // the connection closes after the response.
         let has_body = !body.is_end_stream();
         if has_body {
             self.has_unread_body.store(true, Relaxed);
@@ -236,22 +245,24 @@ impl Connection {
             let close = HeaderValue::from_static("close");
             head.headers.insert(CONNECTION, close);
         }
-        let (status, duration) = (response.status.as_u16(), started.elapsed());
-        context.metrics.count_response(route, status, duration);
-        let mut http = hyper::Response::new(Full::new(response.body));
-        *http.status_mut() = response.status;
-        *http.headers_mut() = head.headers;
-        http
+        let status = response.status.as_u16();
+        context
+            .metrics
+            .count_response(route, status, start.elapsed());
+        let mut hyper_response = hyper::Response::new(Full::new(response.body));
+        *hyper_response.status_mut() = response.status;
+        *hyper_response.headers_mut() = head.headers;
+        hyper_response
     }
 
     fn log(&self, head: &Parts, route: Option<usize>, response: &Response) {
-        let is_probe = route.is_some_and(|route| ROUTES[route].is_probe);
-        if !self.context.config.access_log.includes(is_probe) {
+        let is_polled = route.is_some_and(|route| ROUTES[route].is_polled);
+        if !self.context.config.access_log.includes(is_polled) {
             return;
         }
         let is_head = head.method == Method::HEAD;
         self.context.log.access(&AccessEntry {
-            client: &self.client_name,
+            client: &self.name,
             method: head.method.as_str(),
             target: &request::target(head),
             version: request::version(head),
@@ -267,29 +278,28 @@ impl Connection {
         } else if self.traffic.has_request_in_flight() {
             return; // the client has gone
         }
-        let may_have_more =
-            || !unread.is_empty() || stream.try_read(&mut [0]).is_ok_and(|length| length > 0);
+        let may_have_more = || !unread.is_empty() || has_unread(&stream);
         if failure.is_some() || self.has_unread_body() || may_have_more() {
             linger(self.context, stream).await;
         }
     }
 
-    /// Sends an error response for what hyper cannot serve, and returns whether it was sent. If the
-    /// send buffer is full, the client does not read: then the response is neither waited for nor
-    /// counted.
-    fn refuse(&self, stream: &TcpStream, failure: Failure) -> bool {
-        let Context { metrics, log, .. } = self.context;
+    /// Sends an error response for what hyper cannot serve. If the send buffer is full, the client
+    /// does not read: then the response is dropped and not counted.
+    fn refuse(&self, stream: &TcpStream, failure: Failure) {
         let response = failure.to_http();
         let is_sent = matches!(stream.try_write(&response), Ok(length) if length == response.len());
-        let Failure(status, description) = failure;
-        let (client, unsent) = (&self.client_name, if is_sent { "" } else { " (not sent)" });
-        log.info(&format!(
-            "Refused {client}: {status}: {description}{unsent}"
-        ));
+        let Failure {
+            status,
+            description,
+        } = failure;
+        let note = if is_sent { "" } else { " (not sent)" };
+        let message = format!("Refused {}: {status}: {description}{note}", self.name);
+        self.context.log.info(&message);
         if is_sent {
+            let metrics = self.context.metrics;
             metrics.count_response(None, status.as_u16(), Duration::ZERO);
         }
-        is_sent
     }
 }
 
@@ -309,20 +319,20 @@ mod tests {
         let context = Context::new(Config::default(), 0, metrics, log);
         let context: &Context = Box::leak(Box::new(context));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap());
-        let (mut client, (server, peer)) = tokio::try_join!(client, listener.accept()).unwrap();
-        let connection = Connection::new(context, peer.ip());
-        let failure = Failure(StatusCode::BAD_REQUEST, "Malformed HTTP request (RFC 9112)");
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (mut reader, (server, peer)) = tokio::try_join!(connecting, listener.accept()).unwrap();
+        let client = Client::new(context, peer.ip());
+        let failure = Failure::bad_request("Malformed HTTP request (RFC 9112)");
 
-        assert!(connection.refuse(&server, failure));
+        client.refuse(&server, failure);
         assert_eq!(metrics.responses(), 1);
         let mut status_line = [0; 12];
-        client.read_exact(&mut status_line).await.unwrap();
+        reader.read_exact(&mut status_line).await.unwrap();
         assert_eq!(&status_line, b"HTTP/1.1 400");
 
         server.writable().await.unwrap();
         while server.try_write(&[0; 4096]).is_ok() {}
-        assert!(!connection.refuse(&server, failure));
+        client.refuse(&server, failure);
         assert_eq!(metrics.responses(), 1);
     }
 }

@@ -9,22 +9,27 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Facts for the log entries at the start. `None` stands for unknown, and for a limit also for
-/// unlimited.
+/// What the service logs at its start, and derives its limits from. `None` stands for unknown, and
+/// for a limit also for unlimited.
 #[derive(Debug, PartialEq)]
 pub struct Facts {
     pub user: Option<u32>,
     pub read_only_root: Option<bool>,
-    /// Bytes.
+    /// Memory limit in bytes.
     pub memory_limit: Option<u64>,
-    /// Thousandths of a CPU.
+    /// CPU limit in thousandths of a CPU.
     pub cpu_limit: Option<u64>,
-    /// Processes and threads.
+    /// Limit of processes and threads.
     pub process_limit: Option<u64>,
 }
 
-/// Collects the facts from what `read` returns for a path: the text of its file, if there is one.
-pub fn facts(read: impl Fn(&Path) -> Option<String>) -> Facts {
+/// Reads the facts.
+pub fn facts() -> Facts {
+    facts_from(read_file)
+}
+
+/// Derives the facts from what `read` returns for a path: the text of its file, if there is one.
+pub fn facts_from(read: impl Fn(&Path) -> Option<String>) -> Facts {
     let read_text = |path: &str| read(Path::new(path));
     let cgroups = read_text("/proc/self/cgroup").unwrap_or_default();
     let number = |path: PathBuf| read(&path)?.trim().parse().ok();
@@ -90,11 +95,11 @@ impl fmt::Display for Facts {
         })?;
         match self.memory_limit {
             Some(bytes) => write!(f, "memory limit {} KiB, ", bytes / 1024)?,
-            None => f.write_str("no memory limit, ")?,
+            None => f.write_str("no memory limit found, ")?,
         }
         match self.cpu_limit {
             Some(limit) => write!(f, "CPU limit {}.{:03}", limit / 1000, limit % 1000),
-            None => f.write_str("no CPU limit"),
+            None => f.write_str("no CPU limit found"),
         }
     }
 }
@@ -129,9 +134,9 @@ pub fn resident_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Reads a file at once. Those of `/proc` tell no size, so [`fs::read_to_string`] would start with
-/// 32 bytes.
-pub fn read_file(path: &Path) -> Option<String> {
+/// Reads a file at once. Files in `/proc` report no size, so [`fs::read_to_string`] would start
+/// with 32 bytes.
+fn read_file(path: &Path) -> Option<String> {
     let mut text = String::with_capacity(4096);
     File::open(path).ok()?.read_to_string(&mut text).ok()?;
     Some(text)
@@ -157,7 +162,7 @@ fn thousandths(quota: u64, period: u64) -> Option<u64> {
 
 /// Returns the directories of this process's cgroup and its parents, innermost first: a limit of
 /// any of them applies. `controller` is empty for cgroup version 2. A container may see the host's
-/// path but only its own group, mounted; of the directories only the last, the mount itself, then
+/// path although only its own group is mounted. Then only the last directory, the mount point,
 /// exists.
 fn groups(cgroups: &str, controller: &str) -> impl Iterator<Item = PathBuf> {
     let path = cgroups.lines().find_map(|line| {
@@ -179,14 +184,14 @@ mod tests {
 
     /// The facts of a container with these files.
     fn facts_of(files: &[(&str, &str)]) -> Facts {
-        facts(|path| {
+        facts_from(|path| {
             let (_, text) = files.iter().find(|(name, _)| Path::new(name) == path)?;
             Some((*text).to_owned())
         })
     }
 
     #[test]
-    fn cgroup_v2_limits_are_the_tightest_on_the_way_up() {
+    fn cgroup_v2_limit_is_the_lowest_of_all_parents() {
         let facts = facts_of(&[
             ("/proc/self/cgroup", "0::/pod/box\n"),
             ("/sys/fs/cgroup/pod/memory.max", "16777216\n"),
@@ -204,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_v2_in_its_own_namespace() {
+    fn reads_cgroup_v2_in_its_own_namespace() {
         let facts = facts_of(&[
             ("/proc/self/cgroup", "0::/\n"),
             ("/sys/fs/cgroup/memory.max", "67108864\n"),
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_v1_mounted_at_its_own_group() {
+    fn reads_cgroup_v1_mounted_at_its_own_group() {
         let facts = facts_of(&[
             (
                 "/proc/self/cgroup",
@@ -234,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_none_in_both_versions() {
+    fn unlimited_cgroups_report_no_limit() {
         let v1 = facts_of(&[
             ("/proc/self/cgroup", "5:memory:/\n3:cpu,cpuacct:/\n"),
             (
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn process_files() {
+    fn reads_user_and_root_file_system() {
         let facts = facts_of(&[
             (
                 "/proc/self/status",
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_read_is_none_throughout() {
+    fn missing_files_make_facts_unknown() {
         let none = Facts {
             user: None,
             read_only_root: None,

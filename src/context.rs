@@ -1,5 +1,5 @@
-//! What the parts of the service share: plain values and shared handles. It lives below the server
-//! and its connections, so that a connection does not need to know the server.
+//! Handles and values that the server, its connections and the API share. It lives below all three,
+//! so that a connection does not need to know the server.
 
 use std::time::Instant;
 
@@ -15,9 +15,8 @@ pub struct Context {
     pub config: Config,
     /// The port that the service listens on.
     pub port: u16,
-    pub started: Instant,
-    /// Seconds since the Unix epoch.
-    pub started_at: u64,
+    pub start: Instant,
+    pub start_epoch_seconds: u64,
     pub lifecycle: Lifecycle,
     pub admission: Admission,
     pub timers: Timers,
@@ -26,14 +25,17 @@ pub struct Context {
 }
 
 impl Context {
-    /// The caller's runtime drives the timers.
+    /// To be called in the main thread's runtime, which drives the timers.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(config: Config, port: u16, metrics: &'static Metrics, log: &'static Log) -> Self {
         Context {
             admission: Admission::new(config.max_connections, metrics),
             config,
             port,
-            started: Instant::now(),
-            started_at: epoch_seconds(),
+            start: Instant::now(),
+            start_epoch_seconds: epoch_seconds(),
             lifecycle: Lifecycle::default(),
             timers: Timers::of_this_runtime(),
             metrics,

@@ -39,8 +39,9 @@ pub fn probe(config: &Config, url: Option<&str>) -> Result<String, String> {
 /// addresses, IPv4 first because IPv6 may be off.
 fn own_addresses(config: &Config) -> Result<Vec<SocketAddr>, String> {
     let host = config.host.as_deref().unwrap_or("0.0.0.0");
-    let ip = parse_ip(host)
-        .ok_or_else(|| format!("invalid host {host:?}: expected an IP address, or localhost"))?;
+    let ip = parse_ip(host).ok_or_else(|| {
+        format!("invalid host {host:?}: expected an IPv4 or IPv6 address, or localhost")
+    })?;
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let ips = if ip.is_unspecified() {
         loopback.to_vec()

@@ -1,23 +1,24 @@
 //! Where the process is between its start and its exit: serving, draining, closing. It only moves
-//! forward. `main` and the server move it; connections and the API read it. No I/O happens here.
+//! forward: `main` and the server advance it, connections and the API read it. No I/O happens here.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use tokio::sync::{Notify, futures::Notified, watch};
 
-/// The states, in order.
+/// The states after serving, in order.
 #[repr(u8)]
 #[derive(Clone, Copy)]
 enum Phase {
-    Serving,
     /// A signal has arrived: `/readyz` returns 503, and responses say `Connection: close`.
-    Draining,
+    Draining = 1,
     /// Connections close as soon as they have no request in flight.
     Closing,
 }
 
 /// The state of the process, and the guards that a graceful shutdown waits for.
+#[derive(Default)]
 pub struct Lifecycle {
+    /// 0 while the service is serving, then a [`Phase`].
     phase: AtomicU8,
     /// Notified once, at the start of the closing phase.
     closing: Notify,
@@ -45,21 +46,10 @@ pub struct OpenGuard {
     _receiver: watch::Receiver<()>,
 }
 
-/// Held by a connection that may have a request in flight.
+/// Held by a connection that may have a request in flight. A shutdown that does not wait for it aborts
+/// the connection.
 pub struct ActiveGuard {
     _receiver: watch::Receiver<()>,
-}
-
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Lifecycle {
-            phase: AtomicU8::new(Phase::Serving as u8),
-            closing: Notify::default(),
-            stop_accepting: watch::Sender::default(),
-            open: watch::Sender::default(),
-            active: watch::Sender::default(),
-        }
-    }
 }
 
 impl Lifecycle {
@@ -75,7 +65,7 @@ impl Lifecycle {
 
     /// Turns readiness off.
     pub fn start_draining(&self) {
-        self.phase.store(Phase::Draining as u8, Relaxed);
+        self.phase.fetch_max(Phase::Draining as u8, Relaxed);
     }
 
     /// Tells the accept loops to stop, and waits until the last of them has.
@@ -86,12 +76,12 @@ impl Lifecycle {
 
     /// Tells connections to close once they have no request in flight.
     pub fn start_closing(&self) {
-        self.phase.store(Phase::Closing as u8, Relaxed);
+        self.phase.fetch_max(Phase::Closing as u8, Relaxed);
         self.closing.notify_waiters();
     }
 
-    /// Returns a future that completes when the closing phase starts. It misses a start before its
-    /// first poll, so check [`Lifecycle::is_closing`] after that.
+    /// Returns a future that completes when the closing phase starts. It misses a start before this
+    /// call, so check [`Lifecycle::is_closing`], too.
     pub fn closing(&self) -> Notified<'_> {
         self.closing.notified()
     }
@@ -115,6 +105,10 @@ impl Lifecycle {
     /// Number of connections that are not parked.
     pub fn active_connections(&self) -> usize {
         self.active.receiver_count()
+    }
+
+    pub fn has_open_connections(&self) -> bool {
+        self.open.receiver_count() > 0
     }
 
     /// Waits until all connections are closed.

@@ -33,12 +33,14 @@ pub fn bind(config: &Config) -> Result<TcpListener, String> {
     result.map_err(|error| {
         let remedy = match error.kind() {
             ErrorKind::AddrInUse => {
-                "; another process listens there, choose another port with --bind or PORT"
+                "; another process is listening there: choose another port with --bind or PORT"
             }
             ErrorKind::PermissionDenied => {
-                "; ports below 1024 need a privilege, choose a higher one with --bind or PORT"
+                "; ports below 1024 need privileges: choose a higher port with --bind or PORT"
             }
-            ErrorKind::AddrNotAvailable => "; no interface of this host has that address",
+            ErrorKind::AddrNotAvailable => {
+                "; no interface of this host has that address: choose another one with --bind"
+            }
             _ => "",
         };
         format!("cannot listen on {address}: {error}{remedy}")
@@ -61,7 +63,7 @@ fn is_ipv6_off(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
-/// Returns true for an accept that failed because its client has gone again: the next one may work.
+/// Returns true if accept failed because the client has disconnected. The next accept may succeed.
 pub fn is_client_gone(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(
@@ -70,8 +72,8 @@ pub fn is_client_gone(error: &io::Error) -> bool {
     )
 }
 
-/// Drops the first segment of new handshakes. Their clients retry a second later, find the port
-/// closed, and are told so.
+/// Drops the first segment of new handshakes. The client retransmits it a second later, and the
+/// closed port refuses it.
 #[cfg(target_os = "linux")]
 pub fn decline_handshakes(listener: &TcpListener) {
     use socket2::{SockFilter, SockRef};
@@ -90,20 +92,16 @@ pub fn decline_handshakes(listener: &TcpListener) {
 #[cfg(not(target_os = "linux"))]
 pub fn decline_handshakes(_: &TcpListener) {}
 
-/// Accepts every connection in the backlog at once. Serving them meanwhile could take for ever.
-///
-/// # Errors
-/// An accept that failed, with the connections before it.
-pub fn empty_backlog(
-    listener: &TcpListener,
-) -> (Vec<(TcpStream, SocketAddr)>, Result<(), io::Error>) {
+/// Returns the connections in the backlog, and the error that ended them if there was one. Nothing
+/// is served meanwhile, or the backlog could fill as fast as it empties. `listener` must not block.
+pub fn empty_backlog(listener: &TcpListener) -> (Vec<(TcpStream, SocketAddr)>, Option<io::Error>) {
     let mut connections = Vec::new();
     loop {
         match listener.accept() {
             Ok(connection) => connections.push(connection),
             Err(error) if is_client_gone(&error) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return (connections, Ok(())),
-            Err(error) => return (connections, Err(error)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return (connections, None),
+            Err(error) => return (connections, Some(error)),
         }
     }
 }

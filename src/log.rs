@@ -1,7 +1,7 @@
 //! The event log on standard error, and the access log on standard output.
 //!
-//! A reader that has gone or has stopped reading must not stop or slow the service. So entries go
-//! into a bounded buffer, which a thread of its own writes out. Entries that do not fit, or that
+//! If a reader stops or disappears, the service must neither stop nor slow down. Entries therefore
+//! go into a bounded buffer, and a separate thread writes them. Entries that do not fit, or that
 //! cannot be written, are dropped and counted.
 
 use std::fmt::Write as _;
@@ -18,11 +18,10 @@ use crate::text::{Timestamp, epoch_seconds, push_escaped};
 
 /// The writer waits this long for more entries, because waking it for each one costs as much as a
 /// request.
-const GATHER: Duration = Duration::from_millis(5);
+const BATCH_DELAY: Duration = Duration::from_millis(5);
 
-/// Maximum number of bytes that wait to be written: some 700 requests. A reader that keeps up takes
-/// them all at once.
-const BUFFER: usize = 64 * 1024;
+/// While this many bytes wait to be written, some 700 requests, new entries are dropped.
+const MAX_PENDING_BYTES: usize = 64 * 1024;
 
 /// Both logs of the service.
 pub struct Log {
@@ -59,11 +58,11 @@ impl Log {
         for stream in self.streams() {
             let writer = thread::Builder::new().name(stream.name.replace(' ', "-"));
             if let Err(error) = writer.spawn(move || stream.write_out()) {
-                // No worker writes the entries instead: their reader could block it.
+                // A worker must not write the entries instead, because their reader could block it.
                 let name = stream.name;
                 _ = writeln!(
                     io::stderr(),
-                    "timber: no {name}: cannot start its thread: {error}"
+                    "timber: cannot start the writer thread of the {name}: {error}"
                 );
                 stream.lock().has_writer = false;
             }
@@ -98,7 +97,9 @@ impl Log {
     /// have stopped.
     pub fn flush(&self, limit: Duration) {
         for stream in self.streams() {
-            let is_pending = |state: &mut State| state.is_writing || !state.waiting.is_empty();
+            let is_pending = |state: &mut State| {
+                state.has_writer && (state.is_writing || !state.waiting.is_empty())
+            };
             drop(
                 stream
                     .changed
@@ -242,7 +243,7 @@ impl Stream {
 
     fn append(&self, push: impl FnOnce(&mut String, &Timestamp)) {
         let state = &mut *self.lock();
-        if state.waiting.len() >= BUFFER || !state.has_writer {
+        if state.waiting.len() >= MAX_PENDING_BYTES || !state.has_writer {
             self.metrics.dropped_log_entries.fetch_add(1, Relaxed);
             return;
         }
@@ -271,7 +272,7 @@ impl Stream {
                 .unwrap_or_else(PoisonError::into_inner);
             state.is_writing = true;
             drop(state);
-            thread::sleep(GATHER);
+            thread::sleep(BATCH_DELAY);
             mem::swap(&mut entries, &mut self.lock().waiting);
             if (self.output)(entries.as_bytes()).is_err() {
                 let dropped = entries.lines().count() as u64;

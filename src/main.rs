@@ -4,6 +4,7 @@ use std::cell::LazyCell;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::panic;
 use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
@@ -21,25 +22,25 @@ use timber::metrics::Metrics;
 use timber::{admission, container, healthcheck, listener, server};
 
 /// Could not start, or a shutdown aborted connections.
-const FAILURE: u8 = 1;
+const EXIT_FAILURE: u8 = 1;
 /// Invalid configuration.
-const USAGE: u8 = 2;
+const EXIT_USAGE: u8 = 2;
 
-/// Time for the last log entries to be written, should their reader have stopped reading.
-const FLUSH: Duration = Duration::from_millis(500);
+/// Time limit for writing the last log entries. Their reader may have stopped reading.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let text = |os: OsString| os.to_string_lossy().into_owned();
-    let arguments: Vec<_> = env::args_os().skip(1).map(text).collect();
+    let to_string = |os: OsString| os.to_string_lossy().into_owned();
+    let arguments: Vec<_> = env::args_os().skip(1).map(to_string).collect();
     let variables: Vec<_> = env::vars_os()
-        .map(|(name, value)| (text(name), text(value)))
+        .map(|(name, value)| (to_string(name), to_string(value)))
         .collect();
     let (command, config) = match cli::parse(&arguments, &variables) {
         Ok(parsed) => parsed,
         Err(mistakes) => {
-            // Docker reserves exit code 2 of a health check.
+            // Docker reserves exit code 2 for its health checks.
             let is_probe = arguments.iter().any(|argument| argument == "healthcheck");
-            return fail(&mistakes, if is_probe { FAILURE } else { USAGE });
+            return fail(&mistakes, if is_probe { EXIT_FAILURE } else { EXIT_USAGE });
         }
     };
     match command {
@@ -47,9 +48,9 @@ fn main() -> ExitCode {
         Command::Version => print(&format!("timber {}\n", api::VERSION)),
         Command::Healthcheck(url) => match healthcheck::probe(&config, url.as_deref()) {
             Ok(result) => print(&format!("healthy: {result}\n")),
-            Err(error) => fail(&[format!("unhealthy: {error}")], FAILURE),
+            Err(error) => fail(&[format!("unhealthy: {error}")], EXIT_FAILURE),
         },
-        Command::Serve => run(config).unwrap_or_else(|error| fail(&[error], FAILURE)),
+        Command::Serve => run(config).unwrap_or_else(|error| fail(&[error], EXIT_FAILURE)),
     }
 }
 
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
 fn print(text: &str) -> ExitCode {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(FAILURE),
+        Err(_) => ExitCode::from(EXIT_FAILURE),
     }
 }
 
@@ -84,21 +85,23 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     runtime.block_on(async {
-        // Before the port is bound: a client that reaches the service can also stop it.
+        // Before the port is bound, so that the service can be stopped as soon as it is reachable.
         let mut signals =
             Signals::catch().map_err(|error| format!("cannot handle signals: {error}"))?;
         let listener = listener::bind(&config)?;
-        let port = listener.local_addr().map_or(0, |address| address.port());
-        let context = new_context(config, port);
+        let address = listener
+            .local_addr()
+            .map_err(|error| format!("cannot listen: {error}"))?;
+        let context = new_context(config, address.port());
         if limit < wanted {
-            // Without descriptors, clients would be refused at random. Now they wait in the
+            // Without a free descriptor, accept would fail. With a limit, clients wait in the
             // backlog.
-            let reason = "file-descriptor limit";
-            let message = format!("Limiting connections to {limit} instead of {wanted}: {reason}");
+            let message = format!("Limiting connections to {limit}: file-descriptor limit");
             context.log.warning(&message);
         }
-        start(context, &listener)?;
+        start(context, &listener, address)?;
         let signal = signals.next().await;
+        context.lifecycle.start_draining();
         context.log.info(&format!("Handling signal: {signal}"));
         Ok(shut_down(context, listener, signals).await)
     })
@@ -115,18 +118,19 @@ fn new_context(config: Config, port: u16) -> &'static Context {
     Box::leak(Box::new(Context::new(config, port, metrics, log)))
 }
 
-/// Starts the workers and the log, and logs what they run on.
-fn start(context: &'static Context, listener: &std::net::TcpListener) -> Result<(), String> {
+/// Starts the workers and the log, logs the environment, and applies the memory limit.
+fn start(
+    context: &'static Context,
+    listener: &TcpListener,
+    address: SocketAddr,
+) -> Result<(), String> {
     let log = context.log;
-    // Asked for after the first worker serves, because reading these files takes a while.
-    let facts = LazyCell::new(|| container::facts(container::read_file));
-    let workers = || context.config.workers.unwrap_or_else(|| facts.workers());
+    // Read after the first worker has started, because reading these files takes a while.
+    let facts = LazyCell::new(container::facts);
+    let count = || context.config.workers.unwrap_or_else(|| facts.workers());
     log.start();
-    let started = listener
-        .local_addr()
-        .and_then(|address| Ok((address, server::start(context, listener, workers)?)));
-    let (address, workers) = started.map_err(|error| {
-        log.flush(FLUSH);
+    let workers = server::start(context, listener, count).map_err(|error| {
+        log.flush(FLUSH_TIMEOUT);
         format!("cannot serve: {error}")
     })?;
     let pid = process::id();
@@ -140,7 +144,7 @@ fn start(context: &'static Context, listener: &std::net::TcpListener) -> Result<
         log.warning(&message);
     }
     log.info(&match pid {
-        // The kernel gives process 1 of a container no default action for signals.
+        // Without a handler, the kernel discards the signals of process 1 of a container.
         1 => "PID 1: SIGTERM handler installed".to_owned(),
         _ => format!("PID {pid}: SIGTERM starts a graceful shutdown"),
     });
@@ -150,30 +154,29 @@ fn start(context: &'static Context, listener: &std::net::TcpListener) -> Result<
 /// Shuts down gracefully, or at once at a second signal.
 async fn shut_down(
     context: &'static Context,
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     mut signals: Signals,
 ) -> ExitCode {
-    let (start, responses) = (Instant::now(), context.metrics.responses());
-    let is_forced = select! {
+    let start = Instant::now();
+    let responses = context.metrics.responses();
+    let (aborted, end) = select! {
         biased;
-        () = server::drain(context, listener) => false,
-        _ = signals.next() => true,
+        aborted = server::drain(context, listener) => (aborted, ""),
+        _ = signals.next() => (
+            context.lifecycle.active_connections(),
+            ", at a second signal",
+        ),
     };
     let finished = context.metrics.responses() - responses;
-    let aborted = context.lifecycle.active_connections();
-    let end = if is_forced {
-        ", at a second signal"
-    } else {
-        ""
-    };
-    let time = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let time = start.elapsed();
     context.log.info(&format!(
-        "Shutting down: {finished} requests finished, {aborted} connections aborted, {time} ms{end}"
+        "Shutting down: {finished} requests finished, {aborted} connections aborted in {time:.0?}{end}"
     ));
-    context.log.flush(FLUSH);
-    match (is_forced, aborted) {
-        (false, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::from(FAILURE),
+    context.log.flush(FLUSH_TIMEOUT);
+    if aborted == 0 && end.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILURE)
     }
 }
 
@@ -186,7 +189,7 @@ struct Signals {
 
 impl Signals {
     fn catch() -> io::Result<Self> {
-        // Sent when a terminal closes, or to reload a configuration: ignored, once it is caught.
+        // Sent when a terminal closes, or to reload a configuration. Once caught, it stays ignored.
         drop(signal(SignalKind::hangup())?);
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?, // docker stop, Kubernetes, systemd

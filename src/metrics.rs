@@ -73,7 +73,8 @@ impl Metrics {
     }
 
     /// Returns the text of `/metrics`. `build` has the labels that identify the build, `started_at`
-    /// is in seconds since the Unix epoch, `resident_memory` is in bytes, and unset where unknown.
+    /// is in seconds since the Unix epoch, `resident_memory` is in bytes, and `None` if it is
+    /// unknown.
     pub fn render(
         &self,
         build: &[(&str, &str)],

@@ -19,15 +19,15 @@ pub const MAX_HEAD: usize = 16 * 1024;
 /// # Errors
 /// The response to a request that does not pass.
 pub fn check(head: &Parts) -> Result<(), Failure> {
-    let bad_request = |description| Err(Failure(StatusCode::BAD_REQUEST, description));
+    let bad_request = |description| Err(Failure::bad_request(description));
     let is_authority = head.uri.scheme().is_none() && head.uri.authority().is_some();
     match (head.method == Method::CONNECT, is_authority) {
-        (true, false) => return bad_request("CONNECT needs HOST:PORT (RFC 9112 section 3.2.3)"),
+        (true, false) => {
+            return bad_request("The target of CONNECT must be HOST:PORT (RFC 9112 section 3.2.3)");
+        }
         (true, true) => {
-            return Err(Failure(
-                StatusCode::NOT_IMPLEMENTED,
-                "This server is not a proxy",
-            ));
+            let description = "This server is not a proxy";
+            return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, description));
         }
         (false, true) => {
             return bad_request("The target must start with a slash (RFC 9112 section 3.2.1)");
@@ -36,10 +36,10 @@ pub fn check(head: &Parts) -> Result<(), Failure> {
     }
     // Only a head with a repeated header, of whatever name, is worth counting the Host headers.
     let has_repetition = head.headers.len() > head.headers.keys_len();
+    if has_repetition && head.headers.get_all(header::HOST).iter().count() > 1 {
+        return bad_request("Duplicate Host header (RFC 9112 section 3.2)");
+    }
     match head.headers.get(header::HOST) {
-        _ if has_repetition && head.headers.get_all(header::HOST).iter().count() > 1 => {
-            bad_request("Duplicate Host header (RFC 9112 section 3.2)")
-        }
         None if head.version >= Version::HTTP_11 => {
             bad_request("Missing Host header (RFC 9112 section 3.2)")
         }
@@ -143,6 +143,7 @@ pub fn target(head: &Parts) -> Cow<'_, str> {
     }
 }
 
+/// Returns the protocol version as the request line names it.
 pub fn version(head: &Parts) -> &'static str {
     match head.version {
         Version::HTTP_10 => "HTTP/1.0",
@@ -150,7 +151,8 @@ pub fn version(head: &Parts) -> &'static str {
     }
 }
 
-/// Returns the response to a head that hyper cannot parse. `unread` begins with that head.
+/// Returns the response to a head that hyper cannot parse. `unread` begins with that head, unless
+/// hyper found the error in its target or its body headers: then hyper has consumed the head.
 pub fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
     let mut lines = unread
         .split(|byte| *byte == b'\n')
@@ -170,16 +172,19 @@ pub fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
         && !matches!((major, minor), (b'1', b'0' | b'1'))
     {
         let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-        return Failure(status, "This server supports HTTP/1.1 and HTTP/1.0");
+        return Failure::new(status, "This server supports HTTP/1.1 and HTTP/1.0");
     }
     let more_lines = lines.count();
     // hyper also reports a Content-Length near the limit of 64 bits as too large.
     if !error.is_parse_too_large() || unread.len() < MAX_HEAD && more_lines <= 100 {
-        Failure(StatusCode::BAD_REQUEST, "Malformed HTTP request (RFC 9112)")
+        Failure::bad_request("Malformed HTTP request (RFC 9112)")
     } else if more_lines > 0 {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        Failure(status, "The head exceeds 16 KiB or 100 header fields")
+        Failure::new(
+            status,
+            "The request head exceeds 16 KiB or 100 header fields",
+        )
     } else {
-        Failure(StatusCode::URI_TOO_LONG, "The target exceeds 16 KiB")
+        Failure::new(StatusCode::URI_TOO_LONG, "The target exceeds 16 KiB")
     }
 }

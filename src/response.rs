@@ -1,4 +1,5 @@
-//! Responses without their connection's part, and the header tables that they choose from.
+//! Responses, and the prepared header tables that they refer to. `connection` adds the headers of
+//! the connection.
 
 use std::time::SystemTime;
 
@@ -44,10 +45,13 @@ impl Response {
     }
 }
 
-/// An error response: its status, and a description. Its body has the original's shape for errors,
-/// `{"errors": {title: description}}`.
+/// An error response. Its body has the original's shape for errors, `{"errors": {title:
+/// description}}`.
 #[derive(Clone, Copy)]
-pub struct Failure(pub StatusCode, pub &'static str);
+pub struct Failure {
+    pub status: StatusCode,
+    pub description: &'static str,
+}
 
 /// A JSON object with one member, whose name is known only at run time.
 struct Member<T>(&'static str, T);
@@ -59,16 +63,33 @@ impl<T: Serialize> Serialize for Member<T> {
 }
 
 impl Failure {
+    /// A head that is not complete in time.
+    pub const REQUEST_TIMEOUT: Self = Failure::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "The request head took too long",
+    );
+
+    pub const fn new(status: StatusCode, description: &'static str) -> Self {
+        Failure {
+            status,
+            description,
+        }
+    }
+
+    pub const fn bad_request(description: &'static str) -> Self {
+        Failure::new(StatusCode::BAD_REQUEST, description)
+    }
+
     fn body(self) -> String {
-        let Failure(status, description) = self;
-        let title = status.canonical_reason().unwrap_or("Error");
-        to_json(&Member("errors", Member(title, description)))
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        to_json(&Member("errors", Member(title, self.description)))
     }
 
     /// Returns the whole response as bytes, for a request that hyper cannot serve. It closes the
     /// connection.
     pub fn to_http(self) -> Vec<u8> {
-        let (status, body) = (self.0, self.body());
+        let status = self.status;
+        let body = self.body();
         let date = httpdate::fmt_http_date(SystemTime::now());
         let length = body.len();
         format!(
@@ -87,7 +108,7 @@ impl Failure {
 impl From<Failure> for Response {
     fn from(failure: Failure) -> Self {
         Response {
-            status: failure.0,
+            status: failure.status,
             headers: &JSON,
             body: failure.body().into(),
         }
@@ -149,7 +170,7 @@ static METHODS: [Header; 2] = [
     header(header::ALLOW, "GET, HEAD, OPTIONS"),
 ];
 
-/// A browser gets a page at `/` where other clients get this 404: a cache must not mix them up.
+/// At `/`, browsers get a page and other clients this 404, so caches must keep them apart.
 static NOT_FOUND: [Header; 3] = [
     header(header::CONTENT_TYPE, JSON_TYPE),
     header(header::LINK, r#"</openapi.json>; rel="service-desc""#),

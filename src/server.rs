@@ -3,7 +3,6 @@
 use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -23,14 +22,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Time for handshakes that are in progress when the listener stops taking new ones: several round
 /// trips within a data center.
-const HANDSHAKE: Duration = Duration::from_millis(20);
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(20);
 
 /// Time between the end of accepting and the closing of idle connections: a request that is on its
 /// way is still served.
-const LAST_REQUESTS: Duration = Duration::from_millis(100);
+const LAST_REQUEST_GRACE: Duration = Duration::from_millis(100);
 
-/// Starts the workers, and returns their number. `count` is asked once the first one serves. Where
-/// no thread can be started, the caller's runtime serves.
+/// Starts the workers, and returns their number. `count` is called after the first one's thread has
+/// started. If no thread can be started, the caller's runtime serves.
 ///
 /// # Errors
 /// The listener cannot be shared.
@@ -54,7 +53,7 @@ pub fn start(
 }
 
 /// Starts a thread that accepts connections and serves those that it has accepted: a connection
-/// never moves to another worker.
+/// never moves to another worker. Returns false if the thread cannot be started.
 fn start_worker(context: &'static Context, number: usize, listener: StdListener) -> bool {
     let guard = context.lifecycle.accept_guard();
     // Without timers: see `timers`.
@@ -64,13 +63,13 @@ fn start_worker(context: &'static Context, number: usize, listener: StdListener)
             // The worker's connections go on. The thread ends with the process.
             pending::<()>().await;
         }),
-        Err(error) => context
-            .log
-            .error(&format!("Worker {number} cannot run: {error}")),
+        Err(error) => context.log.error(&format!(
+            "Cannot create the runtime of worker {number}: {error}"
+        )),
     };
     let thread = thread::Builder::new().name(format!("worker-{number}"));
     if let Err(error) = thread.spawn(worker) {
-        let warning = format!("Worker {number} cannot start: {error}");
+        let warning = format!("Cannot start the thread of worker {number}: {error}");
         context.log.warning(&warning);
         return false;
     }
@@ -87,12 +86,12 @@ async fn accept_loop(context: &'static Context, listener: StdListener, mut guard
     };
     select! {
         biased;
-        () = accept(context, &listener) => {}
         () = guard.stopped() => {}
+        () = accept_connections(context, &listener) => {}
     }
 }
 
-async fn accept(context: &'static Context, listener: &TcpListener) {
+async fn accept_connections(context: &'static Context, listener: &TcpListener) {
     loop {
         let permit = context.admission.wait().await;
         match listener.accept().await {
@@ -101,7 +100,8 @@ async fn accept(context: &'static Context, listener: &TcpListener) {
             }
             Err(error) if listener::is_client_gone(&error) => {}
             Err(error) => {
-                let message = format!("Cannot accept for {ACCEPT_PAUSE:?}: {error}");
+                let message =
+                    format!("Cannot accept connections, retrying in {ACCEPT_PAUSE:?}: {error}");
                 context.log.error(&message);
                 let resume = Instant::now() + ACCEPT_PAUSE;
                 context.timers.sleep_until(resume).await;
@@ -110,35 +110,44 @@ async fn accept(context: &'static Context, listener: &TcpListener) {
     }
 }
 
-/// Serves a connection on the calling worker.
+/// Serves a connection on the runtime of the calling thread.
 fn open(context: &'static Context, stream: TcpStream, peer: SocketAddr, permit: Option<Permit>) {
-    // Counted here and not in the task: a shutdown must not miss a task that has yet to run.
-    let admitted = context.admission.admit(permit);
-    let open = context.lifecycle.open_guard();
+    // Counted before the task runs, so that a shutdown does not miss it.
+    let lifecycle = &context.lifecycle;
+    let slot = context.admission.admit(permit, lifecycle.open_guard());
+    let active = lifecycle.active_guard();
     // On a socket for both families, an IPv4 client has an address such as ::ffff:127.0.0.1.
     let client = peer.ip().to_canonical();
-    tokio::spawn(connection::serve(context, stream, client, admitted, open));
+    tokio::spawn(connection::serve(context, stream, client, slot, active));
 }
 
-/// Shuts down gracefully within the drain delay plus the drain deadline. No connection that the
-/// kernel has accepted is lost. Those still active at the deadline are left to the caller.
-pub async fn drain(context: &'static Context, listener: StdListener) {
-    context.lifecycle.start_draining();
+/// Shuts down gracefully within the drain delay plus the drain deadline. Every connection that the
+/// kernel has accepted is served. Returns how many were still active at the deadline: they end with
+/// the process.
+pub async fn drain(context: &'static Context, listener: StdListener) -> usize {
     sleep(context.config.drain_delay).await;
     let deadline = Instant::now() + context.config.drain_deadline;
-    _ = timeout_at(deadline, close_gracefully(context, listener)).await;
-}
-
-async fn close_gracefully(context: &'static Context, listener: StdListener) {
     // A handshake that completes between the last accept and the close would be reset, and its
     // request lost. So no new handshake may start, and those in progress get time to complete
     // (`cargo test late_handshakes`).
     listener::decline_handshakes(&listener);
-    context.lifecycle.stop_accepting().await;
-    sleep(HANDSHAKE).await;
-    let (backlog, result) = listener::empty_backlog(&listener);
+    _ = timeout_at(deadline, async {
+        context.lifecycle.stop_accepting().await;
+        sleep(HANDSHAKE_GRACE).await;
+    })
+    .await;
+    serve_backlog(context, listener);
+    match timeout_at(deadline, close_connections(context)).await {
+        Ok(()) => 0,
+        Err(_) => context.lifecycle.active_connections(),
+    }
+}
+
+/// Accepts what waits in the backlog, and closes the listener.
+fn serve_backlog(context: &'static Context, listener: StdListener) {
+    let (backlog, error) = listener::empty_backlog(&listener);
     drop(listener);
-    if let Err(error) = result {
+    if let Some(error) = error {
         let message = format!("Cannot accept the rest of the backlog: {error}");
         context.log.error(&message);
     }
@@ -150,8 +159,12 @@ async fn close_gracefully(context: &'static Context, listener: StdListener) {
             open(context, stream, peer, None);
         }
     }
-    if context.metrics.connections.load(Relaxed) > 0 {
-        sleep(LAST_REQUESTS).await;
+}
+
+/// Closes idle connections, and waits until the active ones have finished.
+async fn close_connections(context: &'static Context) {
+    if context.lifecycle.has_open_connections() {
+        sleep(LAST_REQUEST_GRACE).await;
     }
     context.lifecycle.start_closing();
     context.lifecycle.all_closed().await;

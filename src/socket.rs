@@ -1,10 +1,10 @@
-//! The I/O object that hyper gets: a connection's socket, which first replays bytes that an earlier
-//! hyper connection had read, and which sees when every response has been flushed.
+//! The I/O object for hyper: a connection's socket that first replays bytes which an earlier hyper
+//! connection left unread, and that notices when all responses are flushed.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 
 use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -59,7 +59,7 @@ impl Drop for Traffic {
     }
 }
 
-/// A connection's socket in hyper's hands.
+/// A connection's socket while hyper serves it.
 pub struct Socket<'a> {
     pub stream: TcpStream,
     /// Bytes that an earlier hyper connection had read but not used.
@@ -70,7 +70,7 @@ pub struct Socket<'a> {
 impl AsyncRead for Socket<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        cx: &mut Context,
+        cx: &mut task::Context,
         buffer: &mut ReadBuf,
     ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
@@ -85,26 +85,25 @@ impl AsyncRead for Socket<'_> {
 impl AsyncWrite for Socket<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        cx: &mut Context,
+        cx: &mut task::Context,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if !self.traffic.has_request_in_flight() {
             // hyper's own refusal of a malformed request, which has no body. `connection` sends
-            // ours.
+            // another with a body.
             return Poll::Ready(Ok(bytes.len()));
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    /// hyper flushes after it has written everything that it had. The socket itself buffers
-    /// nothing.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+    /// Called after hyper has written all of its output. The socket itself buffers nothing.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut task::Context) -> Poll<io::Result<()>> {
         self.traffic.finish_requests();
         Poll::Ready(Ok(()))
     }
 
     /// hyper calls this last. `connection` decides how the socket is closed.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut task::Context) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }

@@ -74,6 +74,14 @@ impl Formatter for Spaced {
         out.write_all(if first { b"" } else { b", " })
     }
 
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.begin_object_key(out, first)
+    }
+
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
         out.write_all(b": ")
     }

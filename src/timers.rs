@@ -1,4 +1,4 @@
-//! Deadlines, driven by a runtime apart from the workers'.
+//! Timers, driven by a runtime apart from the workers'.
 //!
 //! A runtime with timers reads the clock and checks its timer wheel on each turn of its event loop,
 //! so for each request: 700 of 9,222 instructions (docs/performance.md). The workers' runtimes
@@ -27,7 +27,7 @@ impl Timers {
         sleep_until(deadline)
     }
 
-    /// Returns `future` limited to `duration`.
+    /// Limits `future` to `duration`.
     pub fn timeout<F: Future>(&self, duration: Duration, future: F) -> Timeout<F> {
         let _entered = self.0.enter();
         timeout(duration, future)

@@ -86,15 +86,15 @@ fn all_configuration_errors_are_reported_at_once() {
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
     for part in [
         r#"invalid --workers "none": expected a whole number"#,
-        "unknown flag --frobnicate: expected one of",
-        "unknown flag --release LABEL: expected one of",
+        "unknown flag --frobnicate: expected one that",
+        "unknown flag --release LABEL: expected one that",
         r#"invalid -b "127.0.0.1:http": expected HOST:PORT"#,
-        "unknown argument serve: expected one of",
+        "unknown argument serve: expected one that",
         r#"invalid --idle-timeout "0": expected seconds or milliseconds above 0"#,
         r#"invalid --log-format "": expected text or json"#,
         r#"invalid TIMBER_DRAIN_DELAY "soon": expected seconds"#,
         r#"invalid PORT "70000": expected a port number"#,
-        "unknown variable TIMBER_COLOUR: expected one of",
+        "unknown variable TIMBER_COLOUR: expected one that",
         r#"invalid TIMBER_RELEASE "": expected a label"#,
     ] {
         assert!(
@@ -185,7 +185,7 @@ fn bind_error_is_one_line_with_the_address_and_the_reason() {
     let first = Timber::start(&[]);
     let occupied = first.address.to_string();
     for (bind, part) in [
-        (occupied.as_str(), "another process listens there"),
+        (occupied.as_str(), "another process is listening there"),
         (
             "300.1.2.3:8000",
             "expected an IPv4 or IPv6 address, or localhost",
@@ -220,7 +220,7 @@ fn file_descriptor_limit_lowers_the_connection_limit() {
         .find(|line| line.contains("[WARNING]"))
         .expect("the startup log has a warning");
     assert!(
-        warning.contains("Limiting connections to 8 instead of 10000: file-descriptor limit"),
+        warning.contains("Limiting connections to 8: file-descriptor limit"),
         "{warning}"
     );
     let mut keep_alive: Vec<_> = (0..8).map(|_| service.connect()).collect();

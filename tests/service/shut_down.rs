@@ -207,6 +207,20 @@ fn shutdown_loses_no_request_under_load() {
     );
 }
 
+/// The second connection waits in the backlog, because the first takes the only place.
+#[test]
+fn connections_in_the_backlog_count_as_aborted_without_time_to_drain() {
+    let mut service = Timber::start(&["--max-connections", "1", "--drain-deadline", "0s"]);
+    let mut first = service.connect();
+    assert_eq!(exchange(&mut first, get("/index")).status, 200);
+    let mut second = service.connect();
+    second.write_all(get("/index").as_bytes()).unwrap();
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().0.code(), Some(1));
+    let event = service.wait_for_event("Shutting down");
+    assert!(event.contains("2 connections aborted"), "{event}");
+}
+
 /// A handshake that completes between the last accept and the close of the listener would be reset.
 /// So the service drops its first segment. The client sends it again after a second and is refused.
 #[cfg(target_os = "linux")]

@@ -296,7 +296,7 @@ pub const CONTAINER_FILES: [&str; 6] = [
 
 /// There is at least one worker, and each limit is a number from the files, whatever they contain.
 pub fn container_facts(texts: &[&str]) {
-    let facts = container::facts(|path| {
+    let facts = container::facts_from(|path| {
         let mut files = CONTAINER_FILES.iter().zip(texts);
         let (_, text) = files.find(|(file, _)| Path::new(file) == path)?;
         Some((*text).to_owned())

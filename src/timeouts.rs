@@ -1,5 +1,5 @@
-//! The deadlines of a connection that hyper serves. They are checked once per tick, so that a
-//! request pays next to nothing for them.
+//! The timeouts of a connection that hyper serves: header, idle and write timeout. They are checked
+//! once per tick, so that a request pays next to nothing for them.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -12,11 +12,11 @@ use tokio::time::{Duration, Instant, Sleep};
 use crate::context::Context;
 use crate::socket::Traffic;
 
-/// Interval at which an active connection is checked. Its deadlines are late by up to that, and
-/// after as long without a request it is parked.
+/// Interval of the checks. Timeouts are late by up to one interval, and a connection is parked
+/// after one to two intervals without a request.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Why hyper has to give the connection back.
+/// Why hyper's connection has to be taken apart.
 pub enum Verdict {
     /// Every response is sent, and there was no new request for a tick; or the server is closing.
     Quiet,
@@ -25,7 +25,7 @@ pub enum Verdict {
 }
 
 /// Checks a connection once per tick, and once when the server starts closing.
-pub struct Deadlines<'a> {
+pub struct Timeouts<'a> {
     context: &'static Context,
     traffic: &'a Traffic,
     tick: Duration,
@@ -34,11 +34,12 @@ pub struct Deadlines<'a> {
     saw_closing: bool,
     /// Number of requests at the last check.
     requests: u32,
-    /// Time of the last check that found a new request, at first the start.
-    since: Instant,
+    /// Time of the last check that found a new request; at first the start.
+    last_request: Instant,
 }
 
-impl<'a> Deadlines<'a> {
+impl<'a> Timeouts<'a> {
+    /// Sets the time of `timer`. Async only because registering wakers needs the task's context.
     pub async fn new(
         context: &'static Context,
         traffic: &'a Traffic,
@@ -50,7 +51,7 @@ impl<'a> Deadlines<'a> {
             .idle_timeout
             .min(config.header_timeout)
             .min(config.write_timeout);
-        let mut deadlines = Deadlines {
+        let mut timeouts = Timeouts {
             context,
             traffic,
             tick: TICK.min(shortest / 4),
@@ -58,25 +59,26 @@ impl<'a> Deadlines<'a> {
             closing,
             saw_closing: false,
             requests: 0,
-            since: Instant::now(),
+            last_request: Instant::now(),
         };
-        // After one poll, both wake the task when they are due. A request does not pay for more.
+        // One poll registers the wakers of both. Requests then do not poll them.
         poll_fn(|cx| {
-            deadlines.reset_timer(cx);
-            _ = deadlines.closing.as_mut().poll(cx);
+            timeouts.reset_timer(cx);
+            _ = timeouts.closing.as_mut().poll(cx);
             Poll::Ready(())
         })
         .await;
-        deadlines
+        timeouts
     }
 
     fn reset_timer(&mut self, cx: &mut task::Context) {
         self.timer.as_mut().reset(Instant::now() + self.tick);
-        // Out of tokio's budget, a timer would not register its waker.
+        // If tokio's task budget is used up, a timer does not register its waker.
         _ = pin!(unconstrained(self.timer.as_mut())).poll(cx);
     }
 
-    /// Called whenever hyper waits for the socket. Ready when hyper has to give it back.
+    /// To be called when hyper waits for the socket. Ready if hyper's connection has to be taken
+    /// apart.
     pub fn poll(&mut self, cx: &mut task::Context) -> Poll<Verdict> {
         let starts_closing = self.context.lifecycle.is_closing() && !self.saw_closing;
         let is_due = self.timer.is_elapsed();
@@ -90,10 +92,10 @@ impl<'a> Deadlines<'a> {
         let requests = self.traffic.requests();
         let has_new_request = requests != self.requests;
         if has_new_request {
-            (self.requests, self.since) = (requests, Instant::now());
+            (self.requests, self.last_request) = (requests, Instant::now());
         }
         if self.traffic.has_request_in_flight() {
-            let is_overdue = self.since.elapsed() >= self.context.config.write_timeout;
+            let is_overdue = self.last_request.elapsed() >= self.context.config.write_timeout;
             return if is_overdue {
                 Poll::Ready(Verdict::WriteTimeout)
             } else {
@@ -106,13 +108,13 @@ impl<'a> Deadlines<'a> {
         Poll::Ready(Verdict::Quiet)
     }
 
-    /// Returns when the next request has to begin, or `None` before the first request.
-    pub fn next_request(&self) -> Option<Instant> {
-        (self.requests > 0).then(|| self.since + self.context.config.idle_timeout)
+    /// Returns when the next request must begin, or `None` before the first request.
+    pub fn idle_deadline(&self) -> Option<Instant> {
+        (self.requests > 0).then(|| self.last_request + self.context.config.idle_timeout)
     }
 
     /// Returns true if a head that has begun since the last request should be complete by now.
     pub fn is_head_overdue(&self) -> bool {
-        self.since.elapsed() >= self.context.config.header_timeout
+        self.last_request.elapsed() >= self.context.config.header_timeout
     }
 }
