@@ -21,8 +21,8 @@ pub type Permit = SemaphorePermit<'static>;
 
 /// An open connection. When it is dropped, the next one may open.
 pub struct ConnectionSlot {
-    metrics: &'static Metrics,
-    _permit: Option<Permit>,
+    // A pointer to both counters: a larger slot would lift a parked connection from 1.25 to 1.55 kB.
+    admission: &'static Admission,
     _open: OpenGuard,
 }
 
@@ -50,11 +50,13 @@ impl Admission {
     }
 
     /// Counts an open connection. A shutdown opens those in the backlog without a permit.
-    pub fn admit(&self, permit: Option<Permit>, open: OpenGuard) -> ConnectionSlot {
+    pub fn admit(&'static self, permit: Option<Permit>, open: OpenGuard) -> ConnectionSlot {
+        if let Some(permit) = permit {
+            permit.forget(); // returned by `drop`
+        }
         self.metrics.connections.fetch_add(1, Relaxed);
         ConnectionSlot {
-            metrics: self.metrics,
-            _permit: permit,
+            admission: self,
             _open: open,
         }
     }
@@ -62,7 +64,11 @@ impl Admission {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.metrics.connections.fetch_sub(1, Relaxed);
+        let Admission {
+            permits, metrics, ..
+        } = self.admission;
+        permits.add_permits(1);
+        metrics.connections.fetch_sub(1, Relaxed);
     }
 }
 
