@@ -28,7 +28,8 @@ pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image>
     })
 }
 
-/// Returns a change such as `+0.1 %`, or `≈` if the ranges overlap. `None` if one of the two is not a number.
+/// Returns a change such as `+0.1 %`, or `≈` if the ranges overlap. `None` if one of the two is not
+/// a number.
 pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
     let before = (row.of)(before);
     let before = before.value()?;

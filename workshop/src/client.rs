@@ -15,7 +15,8 @@ use tokio::{net::TcpStream, task::JoinSet, time};
 /// Time for a request. After that it counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time between two attempts, and so the resolution of start times. A refused attempt costs about 50 µs of CPU.
+/// Time between two attempts, and so the resolution of start times. A refused attempt costs about
+/// 50 µs of CPU.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A published port of a container.
@@ -43,7 +44,8 @@ impl Service {
         }
     }
 
-    /// Sends requests on new connections until a response has status 200. `last_attempt` describes the latest failure.
+    /// Sends requests on new connections until a response has status 200. `last_attempt` describes
+    /// the latest failure.
     pub async fn first_response(&self, last_attempt: &mut String) {
         loop {
             match time::timeout(TIMEOUT, self.request_once()).await {
@@ -83,8 +85,9 @@ impl Service {
         Ok(status)
     }
 
-    /// Generates load on a number of connections. Each sends its next request when it has its response. If the server
-    /// closes a connection, the latency of the next request includes a new connection.
+    /// Generates load on a number of connections. Each sends its next request when it has its
+    /// response. If the server closes a connection, the latency of the next request includes a new
+    /// connection.
     pub async fn load(&self, connections: u32, duration: Duration) -> Result<Load> {
         let (begin, cpu) = (Instant::now(), cpu_seconds());
         let mut loops = JoinSet::new();

@@ -1,4 +1,5 @@
-//! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same conditions.
+//! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
+//! conditions.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -24,9 +25,10 @@ use crate::{
 pub struct Arguments {
     /// Local images of HTTP services, as IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]
     ///
-    /// PORT is the port inside the container [default: the one that the image exposes]. HOST is the port on this
-    /// machine [default: a free one]. GET /PATH must return status 200 [default: /]. Without any IMAGE, the three
-    /// images of the tutorial are compared, and built first if they are missing.
+    /// PORT is the port inside the container [default: the one that the image exposes]. HOST is the
+    /// port on this machine [default: a free one]. GET /PATH must return status 200 [default: /, or
+    /// /index for images of the tutorial]. Without any IMAGE, the three images of the tutorial are
+    /// compared, and built first if they are missing.
     #[arg(value_name = "IMAGE")]
     images: Vec<Subject>,
 

@@ -22,8 +22,8 @@ use crate::results::{Figure, Packages};
 pub struct Contents {
     /// Size of regular files. A file with several hard links counts once.
     pub unpacked_bytes: u64,
-    /// Size of the layers, compressed with gzip as `docker push` does. A layer that is stored compressed
-    /// counts as it is.
+    /// Size of the layers, compressed with gzip as `docker push` does. A layer that is stored
+    /// compressed counts as it is.
     pub compressed_bytes: u64,
     pub layers: u64,
     pub files: u64,
@@ -39,7 +39,8 @@ pub struct Contents {
 /// Reads the archive of one image. Calls `progress` with the number of bytes that were read.
 ///
 /// # Errors
-/// The file is not an archive of `docker save`, or a layer is compressed with another algorithm than gzip.
+/// The file is not an archive of `docker save`, or a layer is compressed with another algorithm than
+/// gzip.
 pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
     #[derive(Deserialize)]
     struct Manifest {

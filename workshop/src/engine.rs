@@ -209,7 +209,8 @@ impl Engine {
             }),
             ..ContainerCreateBody::default()
         };
-        // In a task of its own: if the caller is dropped, the container can still be found and removed.
+        // In a task of its own: if the caller is dropped, the container can still be found and
+        // removed.
         let docker = self.docker.clone();
         let create = async move {
             docker
@@ -242,12 +243,14 @@ impl Engine {
         })
     }
 
-    /// Waits for the end of the process. Returns its exit code and last lines of output as a sentence.
+    /// Waits for the end of the process. Returns its exit code and last lines of output as a
+    /// sentence.
     pub async fn ended(&self, container: &Container) -> Result<String> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
-        // bollard returns an error for exit codes other than 0. The state contains the code in any case.
+        // bollard returns an error for exit codes other than 0. The state contains the code in any
+        // case.
         _ = self
             .docker
             .wait_container(&container.id, Some(options))
@@ -449,8 +452,8 @@ fn is_running(process: &str) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// Returns a free port below the range of ephemeral ports. A client that retries an ephemeral port, before a
-/// server listens on it, can connect to itself.
+/// Returns a free port below the range of ephemeral ports. A client that retries an ephemeral port,
+/// before a server listens on it, can connect to itself.
 fn free_port() -> Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 10_000;
@@ -469,7 +472,8 @@ fn free_port() -> Result<u16> {
     )
 }
 
-/// Reads memory from the statistics of the control group. Of the page cache, only mapped pages count.
+/// Reads memory from the statistics of the control group. Of the page cache, only mapped pages
+/// count.
 #[expect(clippy::needless_pass_by_value, reason = "the caller has a value")]
 fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'static str>) {
     let of = |names: [&str; 2]| names.iter().find_map(|name| stats.get(*name)).copied();

@@ -48,10 +48,11 @@ pub enum Range {
     Between(f64, f64),
 }
 
-/// Assumed uncertainty of a figure that was measured once. The ranges of two figures touch if one is twice the other.
+/// Assumed uncertainty of a figure that was measured once. The ranges of two figures touch if one
+/// is twice the other.
 ///
-/// `compare` of the same image twice on two shared cores differed by up to 9 % in memory, 22 % in throughput and CPU,
-/// and 75 % in the 99 % latency.
+/// `compare` of the same image twice on two shared cores differed by up to 9 % in memory, 22 % in
+/// throughput and CPU, and 75 % in the 99 % latency.
 const CHANCE: f64 = 1.0 / 3.0;
 
 /// Returns the note about figures that were measured once.
@@ -186,7 +187,7 @@ pub const ROWS: &[Row] = &[
         (
             START,
             "create to first response",
-            "from the create call to the first response with status 200",
+            "from the create call, with status 200",
         ),
         SECONDS,
         |i| spread(&i.start.create_to_response),
@@ -196,7 +197,7 @@ pub const ROWS: &[Row] = &[
         (
             START,
             "process to first response",
-            "from the start of the process to the same response",
+            "from the start of the process, with status 200",
         ),
         SECONDS,
         |i| spread(&i.start.process_to_response),
@@ -304,7 +305,7 @@ pub const ROWS: &[Row] = &[
     ),
     row(
         "generator",
-        (LOAD, "load generator", "CPUs that the load generator used"),
+        (LOAD, "load generator CPUs", "that it used"),
         (Unit::Cpus, Better::Neither),
         |i| measured(&i.work.generator_cpus),
     ),
@@ -336,8 +337,8 @@ impl Row {
         }
     }
 
-    /// Returns whether each image has the best figure. Several have it if their ranges overlap, and none has it if all
-    /// are equal.
+    /// Returns whether each image has the best figure. Several have it if their ranges overlap, and
+    /// none has it if all are equal.
     pub fn best(&self, images: &[Image]) -> Vec<bool> {
         let ranges: Vec<_> = images
             .iter()

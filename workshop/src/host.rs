@@ -31,7 +31,8 @@ pub fn cpu_model(kernel: &str) -> Figure<String> {
     }
 }
 
-/// Sums the proportional set sizes of a container's processes, in which shared pages are divided by their users.
+/// Sums the proportional set sizes of a container's processes, in which shared pages are divided by
+/// their users.
 ///
 /// Returns `None` if the processes are not visible, or the user lacks the permission.
 pub fn memory_of_processes(id: &str) -> Option<InUse> {

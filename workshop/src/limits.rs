@@ -65,7 +65,8 @@ impl Limit {
             .is_none_or(|image| image == name || image == label)
     }
 
-    /// Returns a message if the image exceeds the limit or the figure is not available. The median of a spread counts.
+    /// Returns a message if the image exceeds the limit or the figure is not available. The median
+    /// of a spread counts.
     fn excess(&self, image: &Image) -> Option<String> {
         let (label, key, limit) = (
             &image.label,

@@ -34,8 +34,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 
-    /// Directory for results.json, report.html, report.svg and report.png [default: comparison for `compare`, none for
-    /// `show`]
+    /// Directory for results.json, report.html, report.svg and report.png [default: comparison for
+    /// `compare`, none for `show`]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
@@ -45,9 +45,9 @@ pub struct Options {
 
     /// Exit with code 1 if a figure exceeds its limit or is not available
     ///
-    /// FIGURE=LIMIT applies to every image, IMAGE/FIGURE=LIMIT to the image of that name or label. Example:
-    /// size=100MB,timber-tutorial:2/size=930kB,stop=1s. Units of sizes are B, kB, MB, GB, KiB, MiB and GiB, those of times
-    /// us, ms and s. The median of repeated measurements counts.
+    /// FIGURE=LIMIT applies to every image, IMAGE/FIGURE=LIMIT to the image of that name or label.
+    /// Example: size=100MB,timber-tutorial:2/size=930kB,stop=1s. Units of sizes are B, kB, MB, GB,
+    /// KiB, MiB and GiB, those of times us, ms and s. The median of repeated measurements counts.
     #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = limits::parse)]
     pub fail_over: Vec<Limit>,
 }
@@ -74,17 +74,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     )
 }
 
-/// Writes and prints the results of a comparison. Returns exit code 1 if an image failed or exceeds a limit.
+/// Writes and prints the results of a comparison. Returns exit code 1 if an image failed or exceeds
+/// a limit.
 ///
 /// # Errors
 ///
-/// The baseline cannot be read, a file cannot be written, or no font is installed. All other output is still made.
+/// The baseline cannot be read, a file cannot be written, or no font is installed. All other output
+/// is still made.
 pub fn present(results: &Results, options: &Options) -> Result<ExitCode> {
     emit(results, options, Some(options.directory()))
 }
 
 impl Options {
-    /// Checks the options before the measurement, which takes minutes. `images` are names and labels.
+    /// Checks the options before the measurement, which takes minutes. `images` are names and
+    /// labels.
     ///
     /// # Errors
     ///

@@ -38,11 +38,13 @@ pub struct Settings {
     pub runs: u32,
     /// Duration of the load on each image, after the warm-up.
     pub load_seconds: f64,
-    /// Number of connections of the load. Each waits for its response before it sends the next request.
+    /// Number of connections of the load. Each waits for its response before it sends the next
+    /// request.
     pub connections: u32,
 }
 
-/// The machine that runs the containers, as the engine describes it. With Docker Desktop it is a virtual one.
+/// The machine that runs the containers, as the engine describes it. With Docker Desktop it is a
+/// virtual one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     pub architecture: String,
@@ -233,7 +235,7 @@ impl Image {
         if self.stand_ins.is_empty() {
             self.label.clone()
         } else {
-            format!("{} {STAND_IN_MARK}", self.label)
+            format!("{}\u{a0}{STAND_IN_MARK}", self.label)
         }
     }
 
@@ -357,7 +359,8 @@ impl Spread {
     }
 }
 
-/// Returns results with an image that failed, figures that are not available, and a label that is markup.
+/// Returns results with an image that failed, figures that are not available, and a label that is
+/// markup.
 #[cfg(test)]
 pub fn example() -> Results {
     serde_json::from_str(include_str!("../tests/results.json")).unwrap()
@@ -397,7 +400,7 @@ mod tests {
             results.stand_in_legend().unwrap(),
             "† Built with local stand-ins for official images: python:3.11, rust:1.95-alpine."
         );
-        assert_eq!(results.images[2].marked_label(), "timber-tutorial:2 †");
+        assert_eq!(results.images[2].marked_label(), "timber-tutorial:2\u{a0}†");
         assert_eq!(results.images[1].marked_label(), "timber-tutorial:1");
         assert_eq!(
             results.images[2].all_notes().next().unwrap(),

@@ -16,7 +16,8 @@ use crate::{
     results::{Figure, Image, Results},
 };
 
-/// Minimum width of an image's column. If the terminal is too narrow, images are divided into several tables.
+/// Minimum width of an image's column. If the terminal is too narrow, images are divided into
+/// several tables.
 const NARROWEST: u16 = 16;
 /// Width of the column of names.
 const NAMES: u16 = 26;
@@ -175,7 +176,8 @@ fn of_images(
     table
 }
 
-/// Returns a figure with the change since the baseline, or a reference to the reason why it is not available.
+/// Returns a figure with the change since the baseline, or a reference to the reason why it is not
+/// available.
 fn cell(row: &Row, image: &Image, baseline: Option<&Results>, footnotes: &mut Footnotes) -> String {
     match (row.of)(image) {
         Figure::NotAvailable(reason) => format!("n/a\u{a0}[{}]", footnotes.number(&reason)),
@@ -263,7 +265,11 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::from("| |");
     for image in &results.images {
-        _ = write!(text, " {} |", escape_markdown(&image.marked_label()));
+        _ = write!(
+            text,
+            " {} |",
+            escape_markdown(&image.marked_label()).replace('\u{a0}', " ")
+        );
     }
     text += "\n|---|";
     text += &"---:|".repeat(results.images.len());

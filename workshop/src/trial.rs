@@ -16,7 +16,8 @@ use crate::{
 /// Duration of the load before the measured load.
 pub const WARM_UP: Duration = Duration::from_secs(2);
 
-/// Time between the first response and the measurement of idle memory. Memory used for the start is freed by then.
+/// Time between the first response and the measurement of idle memory. Memory used for the start is
+/// freed by then.
 pub const SETTLE: Duration = Duration::from_secs(1);
 
 pub struct Trial<'a> {

@@ -1,4 +1,5 @@
-//! The tutorial's images: the original Python service and timber's two. How they are built, and on what.
+//! The tutorial's images: the original Python service and timber's two. How they are built, and on
+//! what.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -55,7 +56,8 @@ const HUG_NOTE: &str = "built on python:3.11, because hug does not start on the 
 
 /// Marks an image that stands in for an official one. Images built on it inherit the label.
 const STAND_IN_LABEL: &str = "timber.stand-in";
-/// On a stand-in for the Rust image: `official` if its toolchain is rustup's, `debian` if it is Debian's.
+/// On a stand-in for the Rust image: `official` if its toolchain is rustup's, `debian` if it is
+/// Debian's.
 const RUST_LABEL: &str = "timber.stand-in.rust";
 
 /// Number of lines of a failed build to show.
@@ -87,7 +89,7 @@ pub fn path(image: &str) -> &'static str {
 /// Dropping the future cancels the build.
 ///
 /// # Errors
-/// The engine does not respond, or a build fails. The error then contains the last lines of its output.
+/// The engine does not respond, or a build fails. The error then contains the end of its output.
 pub async fn build_missing(docker: &Docker, rebuild: bool) -> Result<()> {
     for image in &IMAGES {
         if rebuild || find(docker, image.name).await?.is_none() {
@@ -99,8 +101,9 @@ pub async fn build_missing(docker: &Docker, rebuild: bool) -> Result<()> {
 
 /// Returns the stand-ins with which an image was built.
 ///
-/// The labels of a base image reach only the images that are built on it, and not those that copy a file
-/// from it. The base images of the tutorial's images are therefore read from their Dockerfiles.
+/// The labels of a base image reach only the images that are built on it, and not those that copy a
+/// file from it. The base images of the tutorial's images are therefore read from their
+/// Dockerfiles.
 ///
 /// # Errors
 /// The engine does not respond, or a Dockerfile cannot be read.
@@ -151,8 +154,8 @@ impl TutorialImage {
     }
 }
 
-/// Returns the images in the `FROM` lines, without `scratch` and earlier stages. Resolves the defaults of
-/// `ARG` lines.
+/// Returns the images in the `FROM` lines, without `scratch` and earlier stages. Resolves the
+/// defaults of `ARG` lines.
 fn base_images_in(dockerfile: &str) -> BTreeSet<String> {
     let (mut images, mut stages) = (BTreeSet::new(), vec!["scratch"]);
     let mut defaults = Vec::new();
@@ -195,8 +198,9 @@ fn with_defaults(text: &str, defaults: &[(&str, &str)]) -> String {
 async fn build(docker: &Docker, image: &TutorialImage) -> Result<()> {
     let context = archive(&ROOT.join(image.context), image.dockerfile)
         .with_context(|| format!("cannot read the build context of {}", image.name))?;
-    // The classic builder, because BuildKit needs a session, and these Dockerfiles work with any builder.
-    // Intermediate images stay as its cache. Intermediate containers are removed, even if the build fails.
+    // The classic builder, because BuildKit needs a session, and these Dockerfiles work with any
+    // builder. Intermediate images stay as its cache. Intermediate containers are removed, even if
+    // the build fails.
     let options = BuildImageOptionsBuilder::new()
         .dockerfile(image.dockerfile)
         .t(image.name)
@@ -268,8 +272,8 @@ async fn follow(
     Ok(())
 }
 
-/// Returns the build context as a tar archive. Owners and times are left out, because the engine's cache
-/// ignores them. So the cache is shared with `docker build`.
+/// Returns the build context as a tar archive. Owners and times are left out, because the engine's
+/// cache ignores them. So the cache is shared with `docker build`.
 fn archive(context: &Path, dockerfile: &str) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     archive.mode(HeaderMode::Deterministic);
@@ -295,7 +299,8 @@ fn archive(context: &Path, dockerfile: &str) -> Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
-/// Returns the paths that a .dockerignore admits. Only `*` followed by lines of the form `!PATH` is supported.
+/// Returns the paths that a .dockerignore admits. Only `*` followed by lines of the form `!PATH` is
+/// supported.
 fn admitted_by(dockerignore: &str) -> Result<Vec<&str>> {
     let mut lines = dockerignore
         .lines()

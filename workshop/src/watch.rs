@@ -1,7 +1,7 @@
 //! `cargo workshop watch`: sends requests during a rollout, and counts the lost ones.
 //!
-//! The load is an open loop: each request has a fixed time, however long earlier ones take. Each ends
-//! as an [`Event`], and [`Tally`] counts them.
+//! The load is an open loop: each request has a fixed time, however long earlier ones take. Each
+//! ends as an [`Event`], and [`Tally`] counts them.
 
 mod client;
 mod tally;
@@ -213,7 +213,8 @@ struct OpenLoop {
 }
 
 impl OpenLoop {
-    /// Sends `rate` requests per second: in turn on the connections in `slots`, or else on new ones.
+    /// Sends `rate` requests per second: in turn on the connections in `slots`, or else on new
+    /// ones.
     async fn run(
         self: Arc<Self>,
         connection: Connections,
@@ -276,7 +277,8 @@ impl OpenLoop {
     }
 }
 
-/// Progress on standard error: one line that changes on a terminal, or else a line every few seconds.
+/// Progress on standard error: one line that changes on a terminal, or else a line every few
+/// seconds.
 struct View(Option<ProgressBar>);
 
 impl View {

@@ -70,7 +70,8 @@ fn compare(arguments: &[&str]) -> (Option<i32>, String, Value) {
     )
 }
 
-/// An image based on timber-tutorial:1, which contains a shell and the service. Removed when dropped.
+/// An image based on timber-tutorial:1, which contains a shell and the service. Removed when
+/// dropped.
 struct Image(String);
 
 impl Image {
@@ -519,6 +520,7 @@ fn figures_from_stand_ins_say_so() {
     let stand_ins = results["images"][1]["stand_ins"].as_array().unwrap();
     assert_eq!(stand_ins.len(), usize::from(is_stand_in), "{stand_ins:?}");
     let marked = format!("{from_scratch} †");
+    let read = |name| read(name).replace('\u{a0}', " ");
     for (name, text) in [
         ("table", table.replace('\n', " ")),
         ("report.html", read("report.html")),

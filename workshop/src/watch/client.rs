@@ -159,8 +159,8 @@ pub struct Connection {
 }
 
 impl Target {
-    /// Sends a request. Reuses the connection in `slot`, or stores a new one there if it is missing or closed.
-    /// Without a slot, the connection is closed after the request.
+    /// Sends a request. Reuses the connection in `slot`, or stores a new one there if it is missing
+    /// or closed. Without a slot, the connection is closed after the request.
     ///
     /// # Errors
     /// Anything but a complete response with status 200 within `timeout`.

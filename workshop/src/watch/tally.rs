@@ -1,4 +1,5 @@
-//! Counts requests and their outcomes, and prints the summary. Times are in seconds since the start.
+//! Counts requests and their outcomes, and prints the summary. Times are in seconds since the
+//! start.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -44,9 +45,11 @@ pub struct Tally {
     pub asked: u64,
     pub good: u64,
     pub lost: u64,
-    /// Lost requests on a reused connection that was closed or reset before the response. Browsers would retry them.
+    /// Lost requests on a reused connection that was closed or reset before the response. Browsers
+    /// would retry them.
     pub retriable: u64,
-    /// Skipped requests: too many in flight, or no port or file descriptor left. Neither good nor lost.
+    /// Skipped requests: too many in flight, or no port or file descriptor left. Neither good nor
+    /// lost.
     pub unsent: u64,
     pub unsent_reason: Option<String>,
     /// Whether there was any response, also one with an error status.
@@ -246,7 +249,8 @@ impl Tally {
     fn add_loss(&mut self, due: Instant, key: LossKey, detail: String) -> Option<String> {
         self.lost += 1;
         let seconds = self.seconds_at(due);
-        // Events come in order of their ends, which differs from the scheduled order after timeouts.
+        // Events come in order of their ends, which differs from the scheduled order after
+        // timeouts.
         let earlier = |first: &mut f64| *first = first.min(seconds);
         let later = |last: &mut f64| *last = last.max(seconds);
         earlier(self.first_loss_seconds.get_or_insert(seconds));

@@ -237,7 +237,8 @@ fn the_page_is_complete_without_scripts() {
     browser.assert_calm(&page, &[]);
 }
 
-/// The other tests rely on this: the page's policy blocks foreign scripts, and the browser reports it.
+/// The other tests rely on this: the page's policy blocks foreign scripts, and the browser reports
+/// it.
 #[test]
 #[ignore = "needs Chromium"]
 fn the_policy_blocks_foreign_scripts() {

@@ -303,7 +303,7 @@ fn files_are_written_to_the_directory() {
             "22 November 2026",
             "cargo workshop compare",
             "2602.15214",
-            "timber-tutorial:2 †",
+            "timber-tutorial:2\u{a0}†",
             "† Built with local stand-ins for official images: python:3.11, rust:1.95-alpine.",
         ] {
             assert!(text.contains(fact), "missing {fact} in {name}");
