@@ -1,4 +1,4 @@
-# The tutorial's microservice: one route. (A docstring here would show up in the 404 that hug writes.)
+# The service of the tutorial. (No docstring here, because hug would print it in its 404 response.)
 import hug
 
 

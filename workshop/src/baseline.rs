@@ -1,20 +1,20 @@
-//! An earlier comparison, and what has changed since.
+//! Changes since an earlier comparison.
 
 use crate::{
     figures::{Reading, Row},
     results::{DATE, Image, Results},
 };
 
-/// For below a table that shows changes.
+/// Returns the sentence that explains the changes in a table.
 pub fn legend(baseline: &Results) -> String {
     let date = baseline.begun.strftime(DATE);
     format!(
-        "After a comma the change against the baseline of {date}; ≈ where both ranges overlap, which is no change that \
-         could be told from chance."
+        "After the comma: the change since the baseline of {date}. ≈ means that the ranges overlap, so the change may be \
+         chance."
     )
 }
 
-/// The same image in an earlier file: by name, else by label.
+/// Finds the same image in an earlier file, by name or else by label.
 pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image> {
     let by_name = baseline
         .images
@@ -28,7 +28,8 @@ pub fn same_image<'a>(baseline: &'a Results, image: &Image) -> Option<&'a Image>
     })
 }
 
-/// `+0.1 %`, or `≈` where the ranges overlap; none where one of the two has no number.
+/// Returns a change such as `+0.1 %`, or `≈` if the ranges overlap. `None` if one of the two is not
+/// a number.
 pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
     let before = (row.of)(before);
     let before = before.value()?;
@@ -46,7 +47,7 @@ pub fn change(row: &Row, now: &Reading, before: &Image) -> Option<String> {
             format!("was {}", row.unit.write(old))
         } else {
             match (new - old) / old * 100.0 {
-                // A change is a change, and not +0.0 %.
+                // Would be rounded to +0.0 %.
                 percent if percent.abs() < 0.05 => {
                     let sign = if new < old { '-' } else { '+' };
                     format!("{sign}{}", row.unit.write((new - old).abs()))
@@ -68,12 +69,12 @@ mod tests {
     };
 
     #[test]
-    fn only_ranges_that_do_not_overlap_make_a_change() {
+    fn overlapping_ranges_are_not_a_change() {
         let row = row_of("start").unwrap();
         let change_of = |old: &[f64], new: &[f64]| {
             let image = |samples: &[f64]| {
                 let mut image = example().images.remove(0);
-                image.start.create_to_answer =
+                image.start.create_to_response =
                     Figure::Value(Spread::new(samples.to_vec()).unwrap());
                 image
             };
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_change_by_the_byte() {
+    fn a_change_of_one_byte_is_shown() {
         let row = row_of("size").unwrap();
         let change_of = |old: u64, new: f64| {
             let mut before = example().images.remove(0);
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(change_of(882_184, 882_184.0), "±0");
         assert_eq!(change_of(0, 12.0), "was 0 B");
         let mut without = example().images.remove(0);
-        without.size.engine_bytes = Figure::NotAvailable("no engine".to_owned());
+        without.size.engine_bytes = Figure::NotAvailable("unknown".to_owned());
         assert_eq!(change(row, &Reading::number(1.0), &without), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The arithmetic of the bars: how long each is on a linear and on a logarithmic scale, and where the scale's marks are.
+//! Bar charts: lengths and marks on a linear and on a logarithmic scale.
 
 use serde::Serialize;
 
@@ -8,33 +8,33 @@ use crate::{
     units::Unit,
 };
 
-/// A figure's key, and what it is called above its bars.
+/// Key of a figure, and the title of its chart.
 type Titled = (&'static str, &'static str);
 
-/// Which figures the page shows as bars, in its order.
+/// Charts of the page, in order.
 pub const PAGE: [Titled; 8] = [
     PULL,
     UNPACKED,
     FILES,
-    ("packages", "Packages inside"),
+    ("packages", "Packages"),
     MEMORY,
     STOP,
     START,
-    ("process", "Process to answer"),
+    ("process", "Process to first response"),
 ];
-/// And the slide, which has room for six.
+/// Charts of the slide, which has room for six.
 pub const SLIDE: [Titled; 6] = [PULL, UNPACKED, FILES, MEMORY, START, STOP];
 
-const PULL: Titled = ("pull", "Bytes to pull");
-const UNPACKED: Titled = ("unpacked", "Bytes unpacked");
-const FILES: Titled = ("files", "Files inside");
-const MEMORY: Titled = ("memory", "Memory, idle");
-const START: Titled = ("start", "Time to start");
+const PULL: Titled = ("pull", "Pulled size");
+const UNPACKED: Titled = ("unpacked", "Unpacked size");
+const FILES: Titled = ("files", "Files");
+const MEMORY: Titled = ("memory", "Idle memory");
+const START: Titled = ("start", "Create to first response");
 const STOP: Titled = ("stop", "Time to stop");
 
-/// Colours, and with each a pattern. A ninth image begins again.
+/// Number of colors with their patterns. The ninth image has the first one again.
 const INKS: usize = 8;
-/// Below this part of the whole, in percent, a bar is marked and its part written beside it.
+/// Bars shorter than this, in percent of the longest, are marked and labeled with their percentage.
 const SMALL: f64 = 5.0;
 
 #[derive(Serialize)]
@@ -47,24 +47,24 @@ pub struct Chart {
     pub log: Vec<Mark>,
 }
 
-/// Lengths and places are in percent of the whole.
+/// Lengths and positions are in percent of the chart.
 #[derive(Serialize)]
 pub struct Bar {
     pub label: String,
     pub ink: usize,
-    /// What is written beside the bar, and what stands in brackets behind it.
+    /// Text beside the bar, and text in brackets after it.
     pub value: String,
     pub detail: String,
-    /// Why there is no figure.
+    /// Why the figure is not available.
     pub reason: Option<String>,
     pub linear: f64,
     pub log: f64,
     pub whisker: Option<Whisker>,
-    /// `0.08 %`, of a bar that is hard to see on the linear scale.
+    /// Percentage of the longest bar, such as `0.08 %`, if this one is hard to see.
     pub part: Option<String>,
 }
 
-/// The lowest and the highest.
+/// Line from the lowest to the highest value.
 #[derive(Serialize)]
 pub struct Whisker {
     pub linear: [f64; 2],
@@ -77,7 +77,7 @@ pub struct Mark {
     pub text: String,
 }
 
-/// Charts of those figures that at least one image has.
+/// Returns the charts of figures that at least one image has.
 pub fn charts(results: &Results, titled: &[Titled]) -> Vec<Chart> {
     let rows = titled
         .iter()
@@ -111,7 +111,7 @@ fn chart(results: &Results, row: &'static Row, title: &'static str) -> Chart {
         .zip(figures)
         .enumerate()
         .map(|(index, (image, figure))| {
-            let label = image.label.clone();
+            let label = image.marked_label();
             match figure {
                 Figure::NotAvailable(reason) => Bar {
                     label,
@@ -183,7 +183,7 @@ impl Bar {
     }
 }
 
-/// With the digits that it takes to be more than zero.
+/// Formats a percentage with enough digits not to be zero.
 fn part(percent: f64) -> String {
     match percent {
         p if p >= 0.995 => format!("{p:.1} %"),
@@ -192,7 +192,7 @@ fn part(percent: f64) -> String {
     }
 }
 
-/// From nothing to the longest, and from one power of ten to another.
+/// Linear scale from zero to the longest bar, and logarithmic scale between two powers of ten.
 struct Scale {
     longest: f64,
     /// Exponents of ten.
@@ -203,7 +203,7 @@ struct Scale {
 impl Scale {
     fn new(longest: f64, lowest: impl Iterator<Item = f64>) -> Self {
         let shortest = lowest.fold(longest, f64::min);
-        // Below the shortest bar, so that it has a length; above the longest.
+        // Below the shortest bar, so that it has a visible length.
         let low = (shortest / 1.5).log10().floor();
         let high = longest.log10().ceil().max(low + 1.0);
         if longest > 0.0 {
@@ -221,7 +221,7 @@ impl Scale {
         rounded(value / self.longest * 100.0)
     }
 
-    /// Nothing is nowhere on such a scale: it has no bar.
+    /// Zero has no place on a logarithmic scale, and so no bar.
     fn log(&self, value: f64) -> f64 {
         if value <= 0.0 {
             0.0
@@ -230,7 +230,7 @@ impl Scale {
         }
     }
 
-    /// Two to four, at round numbers.
+    /// Returns two to four marks at round numbers.
     fn linear_marks(&self, unit: Unit) -> Vec<Mark> {
         let power = 10_f64.powf(self.longest.log10().floor());
         let step = [0.25, 0.5, 1.0, 2.5]
@@ -253,7 +253,7 @@ impl Scale {
         marks
     }
 
-    /// The powers of ten, as many as stay apart.
+    /// Returns marks at powers of ten, with enough space between them.
     fn log_marks(&self, unit: Unit) -> Vec<Mark> {
         let every = ((self.high - self.low) / 3.0).ceil();
         let mut marks = Vec::new();
@@ -270,7 +270,7 @@ impl Scale {
     }
 }
 
-/// To what a screen of 10,000 dots shows, and the file stays readable.
+/// Rounds to a ten-thousandth of a percent, which keeps the file readable.
 fn rounded(percent: f64) -> f64 {
     (percent * 1e4).round() / 1e4
 }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_available_has_a_reason_and_no_bar() {
+    fn unavailable_figures_have_a_reason_and_no_bar() {
         let charts = charts(&example(), &[START]);
         let bar = &charts[0].bars[3];
         assert_eq!((bar.linear, bar.log, bar.value.as_str()), (0.0, 0.0, ""));
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_chart_is_of_a_figure() {
+    fn every_chart_shows_a_known_figure() {
         assert!(
             PAGE.iter()
                 .chain(&SLIDE)
@@ -335,7 +335,7 @@ mod tests {
         );
         assert_eq!(texts(1.4, Unit::Seconds), ["0", "0.500 s", "1 s"]);
         assert_eq!(texts(1000.0, Unit::Count), ["0", "500", "1,000"]);
-        // Nothing at all is no reason to divide by it.
+        // No division by zero.
         assert_eq!(texts(0.0, Unit::Count)[0], "0");
     }
 }

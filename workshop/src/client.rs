@@ -1,4 +1,4 @@
-//! The client that measures: until the first answer, and a closed loop of requests.
+//! The HTTP client of the measurements: it waits for the first response, and generates the load.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -12,26 +12,27 @@ use hyper::{Request, StatusCode, body::Bytes, client::conn::http1::SendRequest, 
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet, time};
 
-/// What an answer may take before it counts as an error.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a request. After that it counts as an error.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How exact a start is measured. An attempt that is refused costs the machine some 50 µs.
+/// Time between two attempts, and so the resolution of start times. A refused attempt costs about
+/// 50 µs of CPU.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What is measured: a container's published port on this machine.
+/// A published port of a container.
 #[derive(Clone)]
 pub struct Service {
     address: SocketAddr,
     path: String,
 }
 
-/// What a closed loop found.
+/// Figures of a load.
 pub struct Load {
     pub elapsed: Duration,
-    /// In microseconds, of answers with status 200.
+    /// Latencies of responses with status 200, in microseconds.
     pub latencies: Histogram<u64>,
     pub errors: u64,
-    /// What this process used meanwhile.
+    /// CPU time that this process used during the load.
     pub cpu_seconds: f64,
 }
 
@@ -43,21 +44,22 @@ impl Service {
         }
     }
 
-    /// Asks until the answer has status 200, each time on a new connection. `seen` keeps what came last.
-    pub async fn first_answer(&self, seen: &mut String) {
+    /// Sends requests on new connections until a response has status 200. `last_attempt` describes
+    /// the latest failure.
+    pub async fn first_response(&self, last_attempt: &mut String) {
         loop {
-            match time::timeout(PATIENCE, self.ask_once()).await {
+            match time::timeout(TIMEOUT, self.request_once()).await {
                 Ok(Ok(StatusCode::OK)) => return,
-                Ok(Ok(status)) => *seen = format!("status {status}"),
-                Ok(Err(error)) => *seen = format!("{error:#}"),
-                Err(_) => *seen = format!("no answer in {PATIENCE:?}"),
+                Ok(Ok(status)) => *last_attempt = format!("status {status}"),
+                Ok(Err(error)) => *last_attempt = format!("{error:#}"),
+                Err(_) => *last_attempt = format!("no response within {TIMEOUT:?}"),
             }
             time::sleep(PAUSE).await;
         }
     }
 
-    async fn ask_once(&self) -> Result<StatusCode> {
-        self.ask(&mut self.connect().await?).await
+    async fn request_once(&self) -> Result<StatusCode> {
+        self.request(&mut self.connect().await?).await
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>> {
@@ -69,8 +71,8 @@ impl Service {
         Ok(sender)
     }
 
-    /// To the end of the answer's body.
-    async fn ask(&self, sender: &mut SendRequest<Empty<Bytes>>) -> Result<StatusCode> {
+    /// Sends a request, and reads the response to its end.
+    async fn request(&self, sender: &mut SendRequest<Empty<Bytes>>) -> Result<StatusCode> {
         let request = Request::get(&self.path)
             .header(HOST, self.address.to_string())
             .body(Empty::new())?;
@@ -78,19 +80,20 @@ impl Service {
         let status = response.status();
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            frame.context("the answer's body breaks off")?;
+            frame.context("incomplete response body")?;
         }
         Ok(status)
     }
 
-    /// So many connections, each of which asks again as soon as it has its answer. One that the server closes is opened
-    /// anew, and the next request's latency includes that.
+    /// Generates load on a number of connections. Each sends its next request when it has its
+    /// response. If the server closes a connection, the latency of the next request includes a new
+    /// connection.
     pub async fn load(&self, connections: u32, duration: Duration) -> Result<Load> {
         let (begin, cpu) = (Instant::now(), cpu_seconds());
         let mut loops = JoinSet::new();
         for _ in 0..connections {
             let service = self.clone();
-            loops.spawn(async move { service.ask_again_and_again(begin + duration).await });
+            loops.spawn(async move { service.request_until(begin + duration).await });
         }
         let mut latencies = histogram();
         let mut errors = 0;
@@ -106,33 +109,34 @@ impl Service {
         })
     }
 
-    async fn ask_again_and_again(&self, end: Instant) -> (Histogram<u64>, u64) {
+    async fn request_until(&self, end: Instant) -> (Histogram<u64>, u64) {
         let (mut latencies, mut errors) = (histogram(), 0);
-        let mut kept = None;
+        let mut idle = None;
         while Instant::now() < end {
             let begin = Instant::now();
-            let is_kept = kept.is_some();
+            let is_reused = idle.is_some();
             let exchange = async {
-                let mut sender = match kept.take() {
+                let mut sender = match idle.take() {
                     Some(sender) => sender,
                     None => self.connect().await?,
                 };
-                let status = self.ask(&mut sender).await?;
-                // Ready at once, or closed.
+                let status = self.request(&mut sender).await?;
+                // Either ready immediately, or closed.
                 Ok::<_, anyhow::Error>((status, sender.ready().await.is_ok().then_some(sender)))
             };
-            match time::timeout(PATIENCE, exchange).await {
+            match time::timeout(TIMEOUT, exchange).await {
                 Ok(Ok((StatusCode::OK, sender))) => {
                     let micros = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
                     latencies.saturating_record(micros);
-                    kept = sender;
+                    idle = sender;
                 }
-                // The server had closed the connection before any of the request was sent: nothing is lost.
+                // The server closed the connection before the request was sent: not an error.
                 Ok(Err(error))
-                    if is_kept && error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {}
+                    if is_reused && error.downcast_ref().is_some_and(hyper::Error::is_canceled) => {
+                }
                 _ => {
                     errors += 1;
-                    // A server that refuses everything is not to be asked a million times.
+                    // Avoids a busy loop if the server refuses every connection.
                     time::sleep(PAUSE).await;
                 }
             }
@@ -141,12 +145,12 @@ impl Service {
     }
 }
 
-/// Of latencies up to [`PATIENCE`], to three digits.
+/// Returns a histogram up to [`TIMEOUT`], with three significant digits.
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(PATIENCE.as_secs() * 1_000_000, 3).expect("these are valid bounds")
+    Histogram::new_with_max(TIMEOUT.as_secs() * 1_000_000, 3).expect("the bounds are valid")
 }
 
-/// Processor time that this process has used, all threads together.
+/// Returns the CPU time that all threads of this process have used.
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(

@@ -1,4 +1,5 @@
-//! Measures images side by side, one phase after the other, so that each image meets the same machine.
+//! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
+//! conditions.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -11,39 +12,43 @@ use tokio::{task, time};
 use crate::{
     contents,
     engine::Engine,
-    ladder, output, progress,
+    output, progress,
     results::{Figure, Image, Results, Settings, Size, Spread},
     signals::Signals,
     subject::Subject,
     table,
     trial::{Run, SETTLE, Trial, WARM_UP, Worked},
+    tutorial,
 };
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Local images of HTTP services: IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]. PORT is the container's, by
-    /// default the one that the image exposes; HOST, by default any free one, this machine's; PATH is to answer with
-    /// status 200. Without images, the tutorial's three, which are built if they are not there
+    /// Local images of HTTP services, as IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]
+    ///
+    /// PORT is the port inside the container [default: the one that the image exposes]. HOST is the
+    /// port on this machine [default: a free one]. GET /PATH must return status 200 [default: /, or
+    /// /index for images of the tutorial]. Without any IMAGE, the three images of the tutorial are
+    /// compared, and built first if they are missing.
     #[arg(value_name = "IMAGE")]
     images: Vec<Subject>,
 
-    /// Starts and stops of each image
+    /// Number of starts and stops of each image
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
     runs: u32,
 
-    /// Seconds of load on each image
+    /// Duration of the load on each image
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
     load: u32,
 
-    /// Connections of the load: each asks again as soon as it has its answer
+    /// Number of connections of the load. Each sends its next request when it has its response
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
     connections: u32,
 
-    /// Seconds that an image may take until it answers with status 200
+    /// Time for an image to start, up to its first response with status 200
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..=600))]
     ready: u32,
 
-    /// Build the tutorial's images anew
+    /// Rebuild the images of the tutorial
     #[arg(long, conflicts_with = "images")]
     rebuild: bool,
 
@@ -51,15 +56,15 @@ pub struct Arguments {
     output: output::Options,
 }
 
-/// Exit code 0, or 1 when an image failed or a figure is over its limit.
+/// Returns exit code 0, or 1 if an image failed or a figure exceeds its limit.
 ///
 /// # Errors
-/// When nothing can be measured: no engine, no image.
+/// Nothing can be measured, such as without an engine.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let subjects = if arguments.images.is_empty() {
-        ladder::LADDER
+        tutorial::IMAGES
             .iter()
-            .map(|rung| rung.image.parse())
+            .map(|image| image.name.parse())
             .collect::<Result<_>>()?
     } else {
         arguments.images.clone()
@@ -72,12 +77,12 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let engine = Engine::connect().await?;
     let abandoned = engine.clear_abandoned().await?;
     if abandoned > 0 {
-        eprintln!("removed {abandoned} containers of a run that did not end well");
+        eprintln!("Containers of an aborted comparison removed: {abandoned}");
     }
     let mut signals = Signals::new()?;
     let results = tokio::select! {
         results = measure(&engine, &arguments, subjects) => results,
-        stopped = signals.next() => Err(anyhow!(stopped)),
+        signal = signals.next() => Err(anyhow!(signal)),
     };
     let cleared = engine.clear().await;
     let code = output::present(&results?, &arguments.output)?;
@@ -92,7 +97,7 @@ async fn measure(
 ) -> Result<Results> {
     let begun = Timestamp::now();
     if arguments.images.is_empty() {
-        ladder::build_missing(&engine.docker, arguments.rebuild).await?;
+        tutorial::build_missing(&engine.docker, arguments.rebuild).await?;
     }
     let mut comparison = Comparison {
         engine,
@@ -102,7 +107,7 @@ async fn measure(
     for subject in subjects {
         comparison.add(subject).await;
     }
-    // What is known to be wrong is not told only at the end.
+    // Early, because the measurement takes minutes.
     for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
         if let Some(failure) = failure {
             eprintln!("{}", table::clean(&format!("{label}: {failure}")));
@@ -114,7 +119,7 @@ async fn measure(
     let others = engine.others().await?;
     if others > 0 {
         let note = format!(
-            "{others} other containers ran on this engine: times suffer by that, and memory is too low where they have it in common"
+            "{others} other containers were running: times are too high, and memory that they share is too low"
         );
         comparison
             .rows
@@ -136,7 +141,7 @@ async fn measure(
     })
 }
 
-/// What was typed, as it would have to be typed again.
+/// Returns the command line, quoted for a shell.
 fn command_line() -> String {
     let arguments = std::env::args().skip(1).map(|argument| {
         let plain = argument
@@ -169,12 +174,11 @@ struct Row {
 
 impl Row {
     fn trial<'a>(&'a self, engine: &'a Engine, arguments: &Arguments) -> Trial<'a> {
-        let patience = Duration::from_secs(arguments.ready.into());
         Trial {
             engine,
             subject: &self.subject,
             port: self.port,
-            patience,
+            timeout: Duration::from_secs(arguments.ready.into()),
         }
     }
 }
@@ -189,7 +193,11 @@ impl Comparison<'_> {
                     Ok(known) => port = known,
                     Err(error) => image.failure = Some(format!("{error:#}")),
                 }
-                image.notes.extend(ladder::notes(&subject.name, &found));
+                image.notes.extend(tutorial::note(&subject.name));
+                match tutorial::stand_ins(&self.engine.docker, &subject.name, &found).await {
+                    Ok(stand_ins) => image.stand_ins = stand_ins,
+                    Err(error) => image.notes.push(format!("stand-ins unknown: {error:#}")),
+                }
                 let user = found
                     .config
                     .as_ref()
@@ -201,7 +209,7 @@ impl Comparison<'_> {
                     user
                 });
                 let bytes = found.size.and_then(|size| size.try_into().ok());
-                image.size.engine_bytes = Figure::from(bytes.context("the engine tells no size"));
+                image.size.engine_bytes = Figure::from(bytes.context("the engine reports no size"));
                 image.id = found.id.unwrap_or_default();
             }
             Err(error) => image.failure = Some(format!("{error:#}")),
@@ -213,10 +221,10 @@ impl Comparison<'_> {
         });
     }
 
-    /// An image that does not start has a size nevertheless.
+    /// Measures sizes, also of images that do not start.
     async fn sizes(&mut self) {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
-        // Each byte is saved, and then read.
+        // Each byte is written once and read once.
         let bytes: u64 = present()
             .filter_map(|row| row.image.size.engine_bytes.value())
             .sum();
@@ -238,7 +246,7 @@ impl Comparison<'_> {
             "{pos} of {len}",
         );
         let mut samples: Vec<Vec<Run>> = self.rows.iter().map(|_| Vec::new()).collect();
-        // One of each in turn: what makes the machine slow for a while makes it slow for all.
+        // In turns, so that a slow phase of the machine affects all images.
         for _ in 0..runs {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
                 progress::say(&bar, &row.subject.label);
@@ -280,7 +288,7 @@ impl Comparison<'_> {
                 let duration = Duration::from_secs(self.arguments.load.into());
                 let worked = tokio::select! {
                     worked = trial.work(self.arguments.connections, duration) => worked,
-                    () = seconds => unreachable!("seconds do not end"),
+                    () = seconds => unreachable!("the loop does not end"),
                 };
                 match worked {
                     Ok(Worked { memory, work, note }) => {
@@ -299,7 +307,7 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<con
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("image.tar");
     let saved = |bytes| {
-        // The engine may prepare itself for a while before it sends anything.
+        // The engine can take a while before it sends the first byte.
         if bar.position() == 0 {
             bar.reset_elapsed();
         }
@@ -313,26 +321,26 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<con
 impl Image {
     fn fill_starts(&mut self, runs: &[Run]) {
         let Some(last) = runs.last() else { return };
-        let spread =
-            |of: fn(&Run) -> f64| Spread::new(runs.iter().map(of).collect()).expect("there is one");
-        self.start.create_to_answer = Figure::Value(spread(|run| run.create_to_answer));
+        let spread = |of: fn(&Run) -> f64| {
+            Spread::new(runs.iter().map(of).collect()).expect("there is a last run")
+        };
+        self.start.create_to_response = Figure::Value(spread(|run| run.create_to_response));
         self.stop.seconds = Figure::Value(spread(|run| run.stop));
         self.stop.exit_code = Figure::Value(last.exit_code);
         let process: Result<Vec<f64>, &String> = runs
             .iter()
-            .map(|run| match &run.process_to_answer {
+            .map(|run| match &run.process_to_response {
                 Figure::Value(seconds) => Ok(*seconds),
                 Figure::NotAvailable(reason) => Err(reason),
             })
             .collect();
-        self.start.process_to_answer = match process {
+        self.start.process_to_response = match process {
             Ok(samples) => Figure::Value(Spread { samples }),
             Err(reason) => Figure::NotAvailable(reason.clone()),
         };
         let codes: Vec<_> = runs.iter().map(|run| run.exit_code).collect();
         if codes.iter().any(|code| *code != last.exit_code) {
-            self.notes
-                .push(format!("the exit codes of its stops differ: {codes:?}"));
+            self.notes.push(format!("exit codes differ: {codes:?}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is in an image: the archive that `docker save` writes, its layers laid over one another.
+//! The contents of an image, read from the layers in the archive of `docker save`.
 
 mod tree;
 
@@ -17,12 +17,13 @@ use tar::Archive;
 use self::tree::{Tree, name_of};
 use crate::results::{Figure, Packages};
 
-/// Of the file system that a container sees, and of what a pull moves.
+/// Properties of the file system that a container sees, and the size of a pull.
 #[derive(Debug, PartialEq)]
 pub struct Contents {
-    /// Of regular files; one with several names (hard links) counts once.
+    /// Size of regular files. A file with several hard links counts once.
     pub unpacked_bytes: u64,
-    /// Of the layers, gzipped as `docker push` does it; one that is stored in compressed form, as it is.
+    /// Size of the layers, compressed with gzip as `docker push` does. A layer that is stored
+    /// compressed counts as it is.
     pub compressed_bytes: u64,
     pub layers: u64,
     pub files: u64,
@@ -31,14 +32,15 @@ pub struct Contents {
     pub package_managers: Vec<String>,
     pub setuid: Vec<String>,
     pub base: Option<String>,
-    /// Unless they are in a database that is not read here.
+    /// Not available if they are in an unsupported database.
     pub packages: Figure<Vec<Packages>>,
 }
 
-/// Reads an archive of one image; `progress` is told of each layer's bytes as they go by.
+/// Reads the archive of one image. Calls `progress` with the number of bytes that were read.
 ///
 /// # Errors
-/// When the archive is not one of `docker save`, or a layer is compressed by other means than gzip.
+/// The file is not an archive of `docker save`, or a layer is compressed with another algorithm than
+/// gzip.
 pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -49,9 +51,9 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
     let mut files = BTreeMap::new();
     let mut manifest = None;
     for entry in Archive::new(BufReader::new(File::open(archive)?)).entries_with_seek()? {
-        let mut entry = entry.context("not a tar archive")?;
+        let mut entry = entry.context("invalid tar archive")?;
         let name = name_of(&entry)?;
-        // The older layout refers from one layer to an equal one by a symbolic link: ../ID/layer.tar.
+        // In the older format, a repeated layer is a symbolic link: ../ID/layer.tar.
         let link = entry
             .link_name()?
             .map(|to| to.to_string_lossy().trim_start_matches("../").to_owned());
@@ -62,14 +64,14 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
         files.insert(name, (entry.raw_file_position(), entry.size(), link));
     }
 
-    let manifest = manifest.context("no manifest.json in the archive")?;
+    let manifest = manifest.context("missing manifest.json in the archive")?;
     let mut tree = Tree::default();
     let (layers, mut compressed_bytes) = (manifest.layers.len() as u64, 0);
     for layer in manifest.layers {
         let find = |name: &str| {
             files
                 .get(name)
-                .with_context(|| format!("layer {name} is not in the archive"))
+                .with_context(|| format!("missing layer {name} in the archive"))
         };
         let mut found = find(&layer)?;
         if let Some(link) = &found.2 {
@@ -81,7 +83,7 @@ pub fn read(archive: &Path, progress: &impl Fn(u64)) -> Result<Contents> {
     Ok(tree.describe(layers, compressed_bytes))
 }
 
-/// Lays it over the tree. How many bytes a pull of it moves.
+/// Adds a layer to the tree, and returns its compressed size.
 fn read_layer(
     archive: &Path,
     position: u64,
@@ -99,26 +101,26 @@ fn read_layer(
         progress,
     };
     match magic {
-        _ if size < 4 => bail!("it has {size} bytes"),
+        _ if size < 4 => bail!("too short: {size} bytes"),
         [0x1f, 0x8b, ..] => {
             tree.lay_over(MultiGzDecoder::new(raw))?;
             Ok(size)
         }
-        [0x28, 0xb5, 0x2f, 0xfd] => bail!("it is compressed with zstd, which is not read here"),
+        [0x28, 0xb5, 0x2f, 0xfd] => bail!("unsupported compression: zstd"),
         _ => {
             let mut through = Tee {
                 inner: raw,
                 gzip: GzEncoder::new(Counter(0), Compression::default()),
             };
             tree.lay_over(&mut through)?;
-            // What the tar reader left, its padding, belongs to what is moved.
+            // The padding that the tar reader left over is part of the layer.
             io::copy(&mut through, &mut io::sink())?;
             Ok(through.gzip.finish()?.0)
         }
     }
 }
 
-/// Hands what is read on to gzip, too.
+/// Passes everything that is read to gzip, too.
 struct Tee<R> {
     inner: R,
     gzip: GzEncoder<Counter>,
@@ -166,7 +168,7 @@ mod tests {
     use std::{fs, io::Write};
     use tar::{Builder, EntryType, Header};
 
-    /// Path, mode, and what is in it; a path that ends in a slash is a directory, an arrow makes a hard link.
+    /// Takes paths, modes and contents. A slash at the end makes a directory, an arrow a hard link.
     fn layer(files: &[(&str, u32, &str)]) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         for (path, mode, text) in files {
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_lie_over_one_another() {
+    fn upper_layers_replace_files_of_lower_layers() {
         let lower = layer(&[
             ("./etc/", 0o755, ""),
             (
@@ -241,7 +243,7 @@ mod tests {
             29 + 1 + 10 + 2,
             "os-release, dir/c, su, sh"
         );
-        // Where a stream is divided when it is handed to the compressor shows in a few bytes.
+        // The sizes of the writes to the compressor make a difference of a few bytes.
         let gzipped = (gzip(&lower).len() + gzip(&upper).len()) as u64;
         assert!(
             found.compressed_bytes.abs_diff(gzipped) < 16,
@@ -273,12 +275,12 @@ mod tests {
         let found = image(&[layer(&[("var/lib/rpm/rpmdb.sqlite", 0o644, "")])]);
         assert!(
             found.unwrap().packages.value().is_none(),
-            "none that are known is not none"
+            "an unsupported database is not zero packages"
         );
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
+    fn errors_name_what_cannot_be_read() {
         assert!(
             image(&[vec![0x28, 0xb5, 0x2f, 0xfd]])
                 .unwrap_err()

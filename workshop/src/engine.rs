@@ -1,4 +1,4 @@
-//! The Docker Engine, or podman's equal, through its API: containers that carry a label, and leave with the run.
+//! The API of Docker Engine or Podman. Containers have a label and are removed at the end.
 
 use std::{
     collections::HashMap,
@@ -30,38 +30,38 @@ use crate::{
     results::{self, Figure, InUse, Machine},
 };
 
-/// On each container. Its value is the id of the process that made it.
+/// Label of each container. Its value is the id of the process that created it.
 const LABEL: &str = "timber.workshop";
 
 pub struct Engine {
     pub docker: Docker,
     pub description: results::Engine,
     pub machine: Machine,
-    /// Whether its clock is ours, or why its times cannot be compared with ours.
+    /// Whether its clock is this machine's, or the reason why times cannot be compared.
     clock: Figure<()>,
-    /// What the engine may still be doing for a caller that was interrupted.
+    /// Create calls that can outlive an interrupted caller.
     creating: TaskTracker,
 }
 
 pub struct Container {
     pub id: String,
-    /// On 127.0.0.1.
+    /// Port on 127.0.0.1.
     pub port: u16,
 }
 
-/// Of a container's processes, since they started.
+/// Resources that the processes of a container have used.
 pub struct Usage {
     pub cpu_seconds: f64,
     pub memory: Figure<InUse>,
-    /// Set when `memory` counts file pages less exactly than the kernel could.
+    /// Set if the value of `memory` is not exact.
     pub memory_note: Option<&'static str>,
 }
 
 impl Engine {
-    /// The engine that `DOCKER_HOST` names, or else the one that Docker's own client would talk to first.
+    /// Connects to the engine at `DOCKER_HOST`, or at Docker's default socket.
     ///
     /// # Errors
-    /// When none answers.
+    /// The engine does not respond or is on another machine.
     pub async fn connect() -> Result<Self> {
         refuse_remote()?;
         let docker = Docker::connect_with_defaults().with_context(no_engine)?;
@@ -99,12 +99,12 @@ impl Engine {
                 cpus: info
                     .ncpu
                     .and_then(|count| count.try_into().ok())
-                    .context("the engine tells no processors")?,
+                    .context("the engine reports no number of CPUs")?,
                 cpu_model: host::cpu_model(&kernel),
                 memory_bytes: info
                     .mem_total
                     .and_then(|bytes| bytes.try_into().ok())
-                    .context("the engine tells no memory")?,
+                    .context("the engine reports no memory size")?,
                 kernel,
                 operating_system: known(info.operating_system),
             },
@@ -113,16 +113,16 @@ impl Engine {
         })
     }
 
-    /// Removes what a run that was killed has left, and tells how many containers that were.
+    /// Removes the containers of killed comparisons, and returns their number.
     ///
     /// # Errors
-    /// When another run is still at it: the figures of both would suffer.
+    /// Another comparison is running, which would falsify the figures of both.
     pub async fn clear_abandoned(&self) -> Result<usize> {
         let mut abandoned = Vec::new();
         for (id, owner) in self.ours().await? {
             if owner != process::id().to_string() && is_running(&owner) {
                 bail!(
-                    "another comparison is running on this engine, as process {owner}. If it is not: \
+                    "process {owner} is running another comparison on this engine. If that is wrong, run \
                      docker rm --force $(docker ps --all --quiet --filter label={LABEL})"
                 );
             }
@@ -134,7 +134,7 @@ impl Engine {
         Ok(abandoned.len())
     }
 
-    /// Removes all containers of this run, those still on their way included.
+    /// Removes all containers of this process, also those that the engine is still creating.
     pub async fn clear(&self) -> Result<()> {
         self.creating.close();
         self.creating.wait().await;
@@ -146,7 +146,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Running containers of others: they take their part of the machine.
+    /// Returns the number of running containers that do not belong to a comparison.
     pub async fn others(&self) -> Result<usize> {
         let containers = self.docker.list_containers(None).await?;
         let ours = |labels: Option<HashMap<String, String>>| {
@@ -172,15 +172,13 @@ impl Engine {
     }
 
     /// # Errors
-    /// When there is no such image.
+    /// The image is missing in the engine.
     pub async fn image(&self, name: &str) -> Result<ImageInspect> {
         let found = find(&self.docker, name).await?;
-        found.with_context(|| {
-            format!("there is no image {name} here: build it, or `docker pull {name}`")
-        })
+        found.with_context(|| format!("missing image {name}: build it, or run docker pull {name}"))
     }
 
-    /// Creates a container of the image, with its port published, and does not start it.
+    /// Creates a container with a published port. Does not start it.
     pub async fn create(
         &self,
         image: &str,
@@ -200,7 +198,7 @@ impl Engine {
                 process::id().to_string(),
             )])),
             exposed_ports: Some(vec![inside.clone()]),
-            // An image that has a probe would have to work for it, and be measured with it.
+            // A health check would consume CPU time during the measurement.
             healthcheck: Some(HealthConfig {
                 test: Some(vec!["NONE".into()]),
                 ..HealthConfig::default()
@@ -211,7 +209,8 @@ impl Engine {
             }),
             ..ContainerCreateBody::default()
         };
-        // A caller that goes away while the engine creates the container would leave it there.
+        // In a task of its own: if the caller is dropped, the container can still be found and
+        // removed.
         let docker = self.docker.clone();
         let create = async move {
             docker
@@ -235,7 +234,7 @@ impl Engine {
             let message = error.to_string();
             if message.contains("already allocated") || message.contains("in use") {
                 anyhow::anyhow!(
-                    "port {} of this machine is taken: name another one",
+                    "port {} of this machine is in use: choose another one",
                     container.port
                 )
             } else {
@@ -244,12 +243,14 @@ impl Engine {
         })
     }
 
-    /// Ends once its process has ended, with the exit code and the last lines that it wrote.
+    /// Waits for the end of the process. Returns its exit code and last lines of output as a
+    /// sentence.
     pub async fn ended(&self, container: &Container) -> Result<String> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
-        // An exit code other than 0 is an error to bollard. The state has it either way.
+        // bollard returns an error for exit codes other than 0. The state contains the code in any
+        // case.
         _ = self
             .docker
             .wait_container(&container.id, Some(options))
@@ -274,14 +275,14 @@ impl Engine {
             .filter(|line| !line.is_empty())
             .collect();
         let lines = if lines.is_empty() {
-            "without a word".to_owned()
+            "no output".to_owned()
         } else {
             lines.join(" / ")
         };
-        Ok(format!("it exited with code {code}: {lines}"))
+        Ok(format!("the container exited with code {code}: {lines}"))
     }
 
-    /// Seconds that the process had been running at that moment.
+    /// Returns the seconds between the start of the process and `moment`.
     pub async fn since_start(
         &self,
         container: &Container,
@@ -295,16 +296,16 @@ impl Engine {
             .unwrap_or_default();
         let started: Timestamp = state
             .started_at
-            .context("the engine tells no start time")?
+            .context("the engine reports no start time")?
             .parse()?;
         Ok(self
             .clock
             .map(|()| moment.duration_since(started).as_secs_f64()))
     }
 
-    /// As `docker stop` does it: how long it took, and the exit code.
+    /// Stops the container as `docker stop` does. Returns the duration and the exit code.
     pub async fn stop(&self, container: &Container) -> Result<(Duration, i64)> {
-        // The default, said aloud: podman takes none for at once.
+        // The default of `docker stop`. Podman's API would kill at once.
         let options = StopContainerOptionsBuilder::new().t(10).build();
         let begin = Instant::now();
         self.docker
@@ -319,7 +320,7 @@ impl Engine {
         let state = self.docker.inspect_container(id, None).await?.state;
         state
             .and_then(|state| state.exit_code)
-            .context("the engine tells no exit code")
+            .context("the engine reports no exit code")
     }
 
     pub async fn remove(&self, id: &str) -> Result<()> {
@@ -328,7 +329,7 @@ impl Engine {
             .v(true)
             .build();
         match self.docker.remove_container(id, Some(options)).await {
-            // It is gone, or going.
+            // Already removed, or being removed.
             Err(DockerResponseServerError {
                 status_code: 404 | 409,
                 ..
@@ -347,11 +348,11 @@ impl Engine {
             .stats(&container.id, Some(options))
             .next()
             .await
-            .context("no statistics")??;
+            .context("the engine reports no statistics")??;
         let cpu = stats
             .cpu_stats
             .and_then(|cpu| cpu.cpu_usage?.total_usage)
-            .context("no CPU time in the statistics")?;
+            .context("the engine reports no CPU time")?;
         let (memory, memory_note) = match host::memory_of_processes(&container.id) {
             Some(memory) => (Figure::Value(memory), None),
             None => memory_of_group(
@@ -361,7 +362,10 @@ impl Engine {
                     .unwrap_or_default(),
             ),
         };
-        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "exact for 100 days in nanoseconds"
+        )]
         Ok(Usage {
             cpu_seconds: cpu as f64 / 1e9,
             memory,
@@ -369,7 +373,7 @@ impl Engine {
         })
     }
 
-    /// What `docker save` would write.
+    /// Writes the archive of `docker save`.
     pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
         let mut archive = patient(&self.docker).export_image(image);
         write(&mut archive, file, progress)
@@ -378,23 +382,21 @@ impl Engine {
     }
 }
 
-/// An image of the engine, if it has it.
+/// Returns an image, if the engine has it.
 ///
 /// # Errors
-/// The engine does not answer.
+/// The engine does not respond.
 pub async fn find(docker: &Docker, image: &str) -> Result<Option<ImageInspect>> {
     match docker.inspect_image(image).await {
         Ok(found) => Ok(Some(found)),
         Err(DockerResponseServerError {
             status_code: 404, ..
         }) => Ok(None),
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot ask the engine for the image {image}"))
-        }
+        Err(error) => Err(error).with_context(|| format!("cannot inspect the image {image}")),
     }
 }
 
-/// An engine may take minutes for its first answer, until there is something to tell.
+/// Returns a client with a long timeout, for calls whose response can take minutes to begin.
 pub fn patient(docker: &Docker) -> Docker {
     docker.clone().with_timeout(Duration::from_hours(1))
 }
@@ -412,7 +414,7 @@ async fn write(
     Ok(file.flush().await?)
 }
 
-/// The ports of its containers would be published there, and asked for here.
+/// Rejects remote engines: requests are sent to published ports on this machine.
 fn refuse_remote() -> Result<()> {
     let host = std::env::var("DOCKER_HOST").unwrap_or_default();
     let authority = host
@@ -428,7 +430,7 @@ fn refuse_remote() -> Result<()> {
     let is_here = ["", "localhost", "127.0.0.1", "[::1]"].contains(&name);
     ensure!(
         is_here,
-        "the engine at DOCKER_HOST={host} is on another machine, and its ports are not here"
+        "unsupported DOCKER_HOST={host}: the engine must publish its ports on this machine"
     );
     Ok(())
 }
@@ -437,11 +439,11 @@ fn no_engine() -> String {
     let host = std::env::var("DOCKER_HOST");
     let at = host
         .as_deref()
-        .unwrap_or("unix:///var/run/docker.sock, where DOCKER_HOST does not name another");
-    format!("no container engine answers at {at}: is it running, and may this user talk to it?")
+        .unwrap_or("unix:///var/run/docker.sock (DOCKER_HOST is unset)");
+    format!("no container engine responds at {at}: start it, or allow this user to access it")
 }
 
-/// Containers of a process that is gone are nobody's.
+/// Returns whether a process of this id exists.
 fn is_running(process: &str) -> bool {
     let pid = process
         .parse()
@@ -450,14 +452,14 @@ fn is_running(process: &str) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// Below the range that systems take ports for outgoing connections from: a client that tries such a port again and
-/// again while nobody listens there would one day be connected to itself.
+/// Returns a free port below the range of ephemeral ports. A client that retries an ephemeral port,
+/// before a server listens on it, can connect to itself.
 fn free_port() -> Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // From where other runs hardly begin.
-    let begin = u16::try_from(process::id() % u32::from(COUNT)).expect("it is below COUNT");
+    // Other processes begin elsewhere.
+    let begin = u16::try_from(process::id() % u32::from(COUNT)).expect("COUNT is a u16");
     for _ in 0..COUNT {
         let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -470,11 +472,12 @@ fn free_port() -> Result<u16> {
     )
 }
 
-/// By the control group's account, which has page cache too; of that, what is mapped into a process counts.
-#[expect(clippy::needless_pass_by_value, reason = "it comes as a value")]
+/// Reads memory from the statistics of the control group. Of the page cache, only mapped pages
+/// count.
+#[expect(clippy::needless_pass_by_value, reason = "the caller has a value")]
 fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'static str>) {
     let of = |names: [&str; 2]| names.iter().find_map(|name| stats.get(*name)).copied();
-    // Names of cgroup version 2, and of 1.
+    // Names in cgroup version 2 and in version 1.
     match (
         of(["anon", "total_rss"]),
         of(["file_mapped", "total_mapped_file"]),
@@ -485,12 +488,13 @@ fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'stat
                 file_bytes,
             }),
             Some(
-                "file-backed memory is what its control group was charged for: a page that another container read first is missing",
+                "file-backed memory is the part charged to its control group, without pages that another container read first",
             ),
         ),
         _ => (
             Figure::NotAvailable(
-                "the engine's statistics do not tell anonymous memory from page cache".into(),
+                "the engine's statistics do not distinguish anonymous memory from page cache"
+                    .into(),
             ),
             None,
         ),

@@ -1,21 +1,20 @@
-//! The catalogue of figures: what each is called, what it counts and where in an image's results it stands. Every output
-//! walks this one list.
+//! The list of all figures: name, meaning, unit, and place in the results. Every output uses it.
 
 use crate::{
     results::{Figure, Image, InUse, Packages, Spread},
     units::{Unit, number},
 };
 
-/// One line of the table.
+/// A row of the table.
 pub struct Row {
-    /// As `--fail-over` and the data formats name it.
+    /// Name in `--fail-over` and in data formats.
     pub key: &'static str,
     pub group: &'static str,
     pub title: &'static str,
-    /// How it was measured, in a sentence's length.
+    /// What is measured, in a few words.
     pub meaning: &'static str,
     pub unit: Unit,
-    /// Which end an audience would want.
+    /// Whether lower or higher values are better.
     pub better: Better,
     pub of: fn(&Image) -> Figure<Reading>,
 }
@@ -32,46 +31,46 @@ pub enum Reading {
     Number {
         value: f64,
         range: Range,
-        /// What the number is made of.
+        /// The parts of the number, in words.
         detail: Option<String>,
     },
     Words(String),
 }
 
-/// What the number could have come out as instead.
+/// The uncertainty of a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Range {
-    /// Counted: the same image has the same again.
+    /// Counted: always the same for the same image.
     None,
     /// Measured once.
     Unknown,
-    /// The lowest and the highest of several; the number is their median.
+    /// Lowest and highest of several measurements. The number is their median.
     Between(f64, f64),
 }
 
-/// Of a figure that was measured once: which part of it may be chance, so that two of them touch where one is twice the
-/// other. `compare` of the same image twice, on two shared cores: up to 9 % in memory, 22 % in requests and CPU, 75 % in the
-/// 99 % latency.
+/// Assumed uncertainty of a figure that was measured once. The ranges of two figures touch if one
+/// is twice the other.
+///
+/// `compare` of the same image twice on two shared cores differed by up to 9 % in memory, 22 % in
+/// throughput and CPU, and 75 % in the 99 % latency.
 const CHANCE: f64 = 1.0 / 3.0;
 
-/// For below a table.
+/// Returns the note about figures that were measured once.
 pub fn once(runs: u32) -> String {
     let which = if runs == 1 {
-        "All but sizes and contents"
+        "All figures but sizes and contents"
     } else {
-        "Memory and work"
+        "Memory and load"
     };
-    format!(
-        "{which}: measured once, so where one is less than twice the other, that may be chance."
-    )
+    format!("{which}: measured once, so differences below a factor of two may be chance.")
 }
 
 const SIZE: &str = "Size";
-const INSIDE: &str = "What is inside";
+const CONTENTS: &str = "Contents";
 const START: &str = "Start";
 const STOP: &str = "Stop";
 const MEMORY: &str = "Memory";
-const WORK: &str = "Work";
+const LOAD: &str = "Load";
 
 const fn row(
     key: &'static str,
@@ -96,17 +95,17 @@ const COUNT: (Unit, Better) = (Unit::Count, Better::Lower);
 const FACT: (Unit, Better) = (Unit::Count, Better::Neither);
 const WORDS: (Unit, Better) = (Unit::Words, Better::Neither);
 
-/// In the order in which they are shown.
+/// All figures, in the order of the table.
 pub const ROWS: &[Row] = &[
     row(
         "size",
-        (SIZE, "on the engine", "what docker images says"),
+        (SIZE, "in the engine", "as docker images shows it"),
         BYTES,
         |i| of_count(&i.size.engine_bytes),
     ),
     row(
         "unpacked",
-        (SIZE, "unpacked", "of the files that a container sees"),
+        (SIZE, "unpacked", "files that a container sees"),
         BYTES,
         |i| of_count(&i.size.unpacked_bytes),
     ),
@@ -115,53 +114,54 @@ pub const ROWS: &[Row] = &[
         (
             SIZE,
             "pulled",
-            "of the layers, gzipped, as a pull moves them",
+            "compressed layers, as a pull transfers them",
         ),
         BYTES,
         |i| of_count(&i.size.compressed_bytes),
     ),
-    row(
-        "layers",
-        (SIZE, "layers", "that the image is made of"),
-        FACT,
-        |i| of_count(&i.size.layers),
-    ),
+    row("layers", (SIZE, "layers", "of the image"), FACT, |i| {
+        of_count(&i.size.layers)
+    }),
     row(
         "files",
-        (INSIDE, "files", "that a container sees"),
+        (CONTENTS, "files", "that a container sees"),
         COUNT,
         |i| of_count(&i.size.files),
     ),
     row(
         "executables",
-        (INSIDE, "executables", "files that may be run"),
+        (CONTENTS, "executables", "files with an execute permission"),
         COUNT,
         |i| of_count(&i.size.executables),
     ),
     row(
         "packages",
-        (INSIDE, "packages", "that a scanner could see"),
+        (CONTENTS, "packages", "that scanners can find"),
         COUNT,
         |i| packages(&i.size.packages),
     ),
     row(
         "shell",
-        (INSIDE, "shell", "what an intruder could type into"),
+        (CONTENTS, "shell", "that an intruder could use"),
         WORDS,
         |i| or_none(&i.size.shell),
     ),
     row(
         "package-managers",
-        (INSIDE, "package managers", "by name"),
+        (
+            CONTENTS,
+            "package managers",
+            "programs that install packages",
+        ),
         COUNT,
         |i| names(&i.size.package_managers),
     ),
     row(
         "setuid",
         (
-            INSIDE,
+            CONTENTS,
             "setuid files",
-            "that run with their owner's or group's rights",
+            "that run with the rights of their owner or group",
         ),
         COUNT,
         |i| {
@@ -172,13 +172,13 @@ pub const ROWS: &[Row] = &[
     ),
     row(
         "user",
-        (INSIDE, "user", "that the image runs as"),
+        (CONTENTS, "user", "that runs the process"),
         WORDS,
         |i| i.size.user.map(|user| words(user)),
     ),
     row(
         "base",
-        (INSIDE, "base", "as its os-release names itself"),
+        (CONTENTS, "distribution", "PRETTY_NAME in os-release"),
         WORDS,
         |i| or_none(&i.size.base),
     ),
@@ -186,31 +186,31 @@ pub const ROWS: &[Row] = &[
         "start",
         (
             START,
-            "create to answer",
-            "from the create call to the first answer with 200",
+            "create to first response",
+            "from the create call, with status 200",
         ),
         SECONDS,
-        |i| spread(&i.start.create_to_answer),
+        |i| spread(&i.start.create_to_response),
     ),
     row(
         "process",
         (
             START,
-            "process to answer",
-            "from its first moment to the same answer",
+            "process to first response",
+            "from the start of the process, with status 200",
         ),
         SECONDS,
-        |i| spread(&i.start.process_to_answer),
+        |i| spread(&i.start.process_to_response),
     ),
     row(
         "stop",
-        (STOP, "time to stop", "what docker stop takes"),
+        (STOP, "time to stop", "duration of docker stop"),
         SECONDS,
         |i| spread(&i.stop.seconds),
     ),
     row(
         "exit-code",
-        (STOP, "exit code", "of the last stop"),
+        (STOP, "exit code", "after the last stop"),
         (Unit::Code, Better::Lower),
         |i| {
             // An exit code has 8 bits.
@@ -224,7 +224,7 @@ pub const ROWS: &[Row] = &[
         (
             MEMORY,
             "idle",
-            "of all its processes; page cache where one maps it",
+            "of all processes, with the page cache that they map",
         ),
         BYTES,
         |i| in_use(&i.memory.idle),
@@ -234,14 +234,18 @@ pub const ROWS: &[Row] = &[
         (
             MEMORY,
             "idle, anonymous",
-            "the part that no file could be read again for",
+            "without page cache, which can be read again",
         ),
         BYTES,
         |i| anonymous(&i.memory.idle),
     ),
     row(
         "loaded",
-        (MEMORY, "after the load", "the same, right after the load"),
+        (
+            MEMORY,
+            "after the load",
+            "the same, immediately after the load",
+        ),
         BYTES,
         |i| in_use(&i.memory.loaded),
     ),
@@ -250,42 +254,38 @@ pub const ROWS: &[Row] = &[
         (
             MEMORY,
             "after, anonymous",
-            "the part that no file could be read again for",
+            "without page cache, which can be read again",
         ),
         BYTES,
         |i| anonymous(&i.memory.loaded),
     ),
     row(
         "rate",
-        (
-            WORK,
-            "requests",
-            "answered 200 in a second, by a closed loop",
-        ),
+        (LOAD, "throughput", "responses with status 200, closed loop"),
         (Unit::PerSecond, Better::Higher),
         |i| measured(&i.work.requests_per_second),
     ),
     row(
         "p50",
-        (WORK, "latency, median", "half of the answers took longer"),
+        (LOAD, "latency, median", "half of the responses took longer"),
         SECONDS,
         |i| measured(&i.work.p50_seconds),
     ),
     row(
         "p99",
-        (WORK, "latency, 99 %", "1 answer in 100 took longer"),
+        (LOAD, "latency, 99 %", "1 response in 100 took longer"),
         SECONDS,
         |i| measured(&i.work.p99_seconds),
     ),
     row(
         "cpu",
-        (WORK, "CPU per request", "processor time of the container"),
+        (LOAD, "CPU per request", "CPU time of the container"),
         SECONDS,
         |i| measured(&i.work.cpu_seconds_per_request),
     ),
     row(
-        "asked",
-        (WORK, "requests asked", "by the load generator"),
+        "requests",
+        (LOAD, "requests", "sent by the load generator"),
         FACT,
         |i| {
             i.work
@@ -295,29 +295,29 @@ pub const ROWS: &[Row] = &[
     ),
     row(
         "errors",
-        (WORK, "errors", "requests without an answer, or not 200"),
+        (
+            LOAD,
+            "errors",
+            "requests without a response with status 200",
+        ),
         COUNT,
         |i| of_count(&i.work.errors),
     ),
     row(
         "generator",
-        (
-            WORK,
-            "generator's CPUs",
-            "processors that the load generator itself kept busy",
-        ),
+        (LOAD, "load generator CPUs", "that it used"),
         (Unit::Cpus, Better::Neither),
         |i| measured(&i.work.generator_cpus),
     ),
 ];
 
-/// The row of that key.
+/// Finds a row by its key.
 pub fn row_of(key: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.key == key)
 }
 
 impl Row {
-    /// A figure as text: `0.352 s (0.331 – 0.410)`, `88 (dpkg 88)`, `/bin/sh`.
+    /// Formats a figure: `0.352 s (0.331 – 0.410)`, `88 (dpkg 88)`, `/bin/sh`.
     pub fn write(&self, reading: &Reading) -> String {
         match reading {
             Reading::Number {
@@ -337,14 +337,15 @@ impl Row {
         }
     }
 
-    /// Which of the images have the best figure: none where there is nothing to choose, several where their ranges overlap.
+    /// Returns whether each image has the best figure. Several have it if their ranges overlap, and
+    /// none has it if all are equal.
     pub fn best(&self, images: &[Image]) -> Vec<bool> {
         let ranges: Vec<_> = images
             .iter()
             .map(|image| (self.of)(image).value().and_then(Reading::plausible))
             .collect();
         let ends = ranges.iter().flatten();
-        // The best one's other end: whoever reaches it is not worse.
+        // The other end of the best range. Ranges that reach it are as good.
         let reach = match self.better {
             Better::Neither => None,
             Better::Lower => ends.min_by(|a, b| a.0.total_cmp(&b.0)).map(|best| best.1),
@@ -394,7 +395,7 @@ impl Reading {
         }
     }
 
-    /// From the lowest to the highest that was measured.
+    /// Returns the lowest and the highest measured value.
     pub fn extent(&self) -> Option<(f64, f64)> {
         match *self {
             Reading::Number {
@@ -406,7 +407,7 @@ impl Reading {
         }
     }
 
-    /// From the lowest to the highest that it may come out as another time.
+    /// Returns the lowest and the highest value that another measurement could have.
     pub fn plausible(&self) -> Option<(f64, f64)> {
         match *self {
             Reading::Number {
@@ -460,11 +461,11 @@ fn with_detail(value: f64, detail: &str) -> Reading {
     }
 }
 
-/// A file may hold a spread of nothing; that is no figure.
+/// A results file can contain an empty spread.
 fn spread(figure: &Figure<Spread>) -> Figure<Reading> {
     match figure {
         Figure::Value(spread) if spread.samples.is_empty() => {
-            Figure::NotAvailable("no run was measured".to_owned())
+            Figure::NotAvailable("no run was completed".to_owned())
         }
         Figure::Value(spread) => Figure::Value(Reading::Number {
             value: spread.median(),
@@ -494,15 +495,15 @@ mod tests {
     use crate::results::{Figure, Spread, example};
 
     #[test]
-    fn the_best_share_their_place_where_ranges_overlap() {
+    fn overlapping_ranges_share_the_best_place() {
         let best = |key| row_of(key).unwrap().best(&example().images);
         assert_eq!(best("pull"), [false, false, true, false]);
         assert_eq!(best("start"), [false, true, true, false]);
-        // Measured once: 48,210 and 44,120 a second may be chance, 1.1 MB and 2.9 MB are not.
+        // Measured once: 48,210/s and 44,120/s may be chance, but 1.1 MB and 2.9 MB are not.
         assert_eq!(best("rate"), [false, true, true, false]);
         assert_eq!(best("memory"), [false, false, true, false]);
         assert_eq!(best("shell"), [false; 4]);
-        // All the same: nothing to choose.
+        // All equal.
         assert_eq!(best("errors"), [false; 4]);
     }
 
@@ -516,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_of_nothing_is_no_figure() {
+    fn an_empty_spread_is_not_available() {
         let mut image = example().images.remove(0);
         image.stop.seconds = Figure::Value(Spread {
             samples: Vec::new(),

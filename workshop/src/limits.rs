@@ -1,4 +1,4 @@
-//! `--fail-over`: what a figure may not exceed.
+//! `--fail-over`: limits of figures.
 
 use crate::{
     figures::{Better, ROWS, Reading, Row, row_of},
@@ -9,19 +9,19 @@ use crate::{
 /// `size=900kB`, or `timber-tutorial:2/size=900kB` for one image alone.
 #[derive(Clone)]
 pub struct Limit {
-    /// Name or label; none is every image.
+    /// Name or label. `None`: every image.
     image: Option<String>,
     row: &'static Row,
     value: f64,
 }
 
-/// Reads one of `--fail-over`'s parts.
+/// Parses one limit.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what would do.
+/// A message with the invalid part and what is expected.
 pub fn parse(text: &str) -> Result<Limit, String> {
-    // Names of images hold colons and slashes, a label may hold anything; keys and values hold neither `=` nor `/`.
+    // Names and labels can contain `=` and `/`, but keys and values cannot.
     let (left, value) = text
         .rsplit_once('=')
         .ok_or("expected FIGURE=LIMIT or IMAGE/FIGURE=LIMIT, such as size=900kB")?;
@@ -38,13 +38,13 @@ pub fn parse(text: &str) -> Result<Limit, String> {
                 .map(|row| row.key)
                 .collect();
             format!(
-                "unknown figure `{}`; expected one of: {}",
+                "unknown figure `{}`: expected one of {}",
                 key.trim(),
                 known.join(", ")
             )
         })?;
     if image.as_ref().is_some_and(String::is_empty) {
-        return Err(format!("no image before the slash in `{text}`"));
+        return Err(format!("missing image before the slash in `{text}`"));
     }
     Ok(Limit {
         image,
@@ -53,7 +53,7 @@ pub fn parse(text: &str) -> Result<Limit, String> {
     })
 }
 
-/// More of it must be worse, for a limit to make sense.
+/// A limit makes sense only if a higher value is worse.
 fn can_be_limited(row: &Row) -> bool {
     row.unit != Unit::Words && (row.better == Better::Lower || row.key == "layers")
 }
@@ -65,8 +65,8 @@ impl Limit {
             .is_none_or(|image| image == name || image == label)
     }
 
-    /// Why the image does not keep to the limit, where it does not. A spread is held by its median; a figure that is not
-    /// available keeps to no limit.
+    /// Returns a message if the image exceeds the limit or the figure is not available. The median
+    /// of a spread counts.
     fn excess(&self, image: &Image) -> Option<String> {
         let (label, key, limit) = (
             &image.label,
@@ -82,29 +82,33 @@ impl Limit {
                     .map(|value| format!(", {} bytes,", Unit::Count.write(value)))
                     .unwrap_or_default();
                 Some(format!(
-                    "{label}: {key} {written}{exact} is over the limit of {limit}"
+                    "{label}: {key} {written}{exact} exceeds the limit of {limit}"
                 ))
             }
             Figure::NotAvailable(reason) => Some(format!(
-                "{label}: {key} is not available, so not within the limit of {limit}: {reason}"
+                "{label}: {key} is not available, so its limit of {limit} is not met: {reason}"
             )),
         }
     }
 }
 
-/// A sentence for each limit of an image that is none of these, by name and label.
+/// Returns a message for each limit whose image is not in `images`, a list of names and labels.
 pub fn unknown(limits: &[Limit], images: &[(&str, &str)]) -> Vec<String> {
     let is_unknown = |limit: &&Limit| !images.iter().any(|(name, label)| limit.is_for(name, label));
-    let tell = |limit: &Limit| {
+    let message = |limit: &Limit| {
         let (image, key) = (limit.image.as_ref()?, limit.row.key);
         Some(format!(
-            "{image}: no image has this name or label, so its limit of {key} limits nothing"
+            "{image}: unknown image in the limit of {key}: expected the name or label of a compared image"
         ))
     };
-    limits.iter().filter(is_unknown).filter_map(tell).collect()
+    limits
+        .iter()
+        .filter(is_unknown)
+        .filter_map(message)
+        .collect()
 }
 
-/// A sentence for each limit that is not kept and for each image whose measuring failed.
+/// Returns a message for each limit that is not met, and for each image that failed.
 pub fn check(limits: &[Limit], images: &[Image]) -> Vec<String> {
     let mut failures: Vec<_> = images
         .iter()
@@ -135,7 +139,7 @@ mod tests {
     use crate::results::example;
 
     #[test]
-    fn a_limit_is_for_all_or_for_one() {
+    fn limits_apply_to_all_images_or_to_one() {
         let image = |text| {
             parse(text)
                 .unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -154,18 +158,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_invalid_part() {
         let wrong = [
             ("size", "expected FIGURE=LIMIT"),
             (
                 "girth=1kB",
-                "unknown figure `girth`; expected one of: size, unpacked, pull",
+                "unknown figure `girth`: expected one of size, unpacked, pull",
             ),
             ("shell=1", "unknown figure `shell`"),
             ("rate=1", "unknown figure `rate`"),
-            ("size=900", "`900` has no unit"),
+            ("size=900", "missing unit in `900`"),
             ("stop=1kB", "unknown unit `kB`"),
-            ("/size=1kB", "no image before the slash"),
+            ("/size=1kB", "missing image before the slash"),
         ];
         for (text, message) in wrong {
             let error = parse(text).err().unwrap();
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_told_with_value_and_limit() {
+    fn messages_contain_the_value_and_the_limit() {
         let images = example().images;
         let failures = |limits: &[&str]| {
             let limits: Vec<_> = limits
@@ -192,28 +196,30 @@ mod tests {
         );
         assert_eq!(
             failures(&["timber-tutorial:2/size=882183B"]),
-            ["timber-tutorial:2: size 882 kB, 882,184 bytes, is over the limit of 882 kB"]
+            ["timber-tutorial:2: size 882 kB, 882,184 bytes, exceeds the limit of 882 kB"]
         );
         // Two of the three are larger.
         assert_eq!(failures(&["size=900kB"]).len(), 2);
         assert_eq!(
             failures(&["timber-tutorial:1/process=1s"]),
             [
-                "timber-tutorial:1: process is not available, so not within the limit of 1 s: the engine does not tell when the process started"
+                "timber-tutorial:1: process is not available, so its limit of 1 s is not met: the engine does not report when the process started"
             ]
         );
         assert_eq!(
             failures(&["other:3/size=1GB"]),
-            ["other:3: no image has this name or label, so its limit of size limits nothing"]
+            [
+                "other:3: unknown image in the limit of size: expected the name or label of a compared image"
+            ]
         );
     }
 
     #[test]
-    fn an_image_that_failed_is_a_failure() {
+    fn a_failed_image_is_a_failure() {
         let failures = check(&[], &example().images);
         assert_eq!(failures.len(), 1);
         assert!(
-            failures[0].ends_with("failed: no answer with status 200 within 30 s"),
+            failures[0].ends_with("failed: no response with status 200 within 30 s"),
             "{}",
             failures[0]
         );

@@ -1,4 +1,4 @@
-//! The presenter's tool: `cargo workshop --help`.
+//! The presenter's tool. See `cargo workshop --help`.
 
 mod baseline;
 mod chart;
@@ -8,7 +8,6 @@ mod contents;
 mod engine;
 mod figures;
 mod host;
-mod ladder;
 mod limits;
 mod output;
 mod progress;
@@ -19,6 +18,7 @@ mod slide;
 mod subject;
 mod table;
 mod trial;
+mod tutorial;
 mod units;
 mod watch;
 
@@ -28,7 +28,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
-/// Puts images of HTTP services side by side, and counts what a roll-out loses.
+/// Compares images of HTTP services, and counts the requests that a rollout loses
 #[derive(Parser)]
 #[command(name = "cargo workshop", bin_name = "cargo workshop", version)]
 struct Arguments {
@@ -38,21 +38,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure images of HTTP services: size, start, stop, memory, work
+    /// Measure size, contents, start, stop, memory and throughput of images
     Compare(compare::Arguments),
-    /// Show an earlier comparison again, in any format
+    /// Print an earlier comparison, or write its report again
     Show(output::Arguments),
-    /// Count what a client loses while a service is rolled, stopped or scaled
+    /// Send requests to a service during a rollout, and count the lost ones
     Watch(watch::Arguments),
 }
 
-/// Exit codes: 0 done, and nothing lost or over its limit; 1 something was; 2 wrong arguments, or it could not be done.
+/// Exit codes: 0 success; 1 a request was lost, an image failed or a figure exceeds its limit; 2
+/// error.
 fn main() -> ExitCode {
-    let runtime = Runtime::new().expect("threads can be started");
-    let done = runtime.block_on(run(Arguments::parse().command));
-    // After Ctrl-C a thread may still compress a layer.
+    let runtime = Runtime::new().expect("the runtime starts");
+    let result = runtime.block_on(run(Arguments::parse().command));
+    // Does not wait for the thread that compresses layers.
     runtime.shutdown_background();
-    done.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })

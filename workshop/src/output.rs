@@ -1,4 +1,4 @@
-//! What becomes of a comparison's results: a table, data, a report, and an exit code.
+//! Output of results: the table, data formats, the report and the exit code. `cargo workshop show`.
 
 use std::{
     fs,
@@ -17,36 +17,37 @@ use crate::{
     slide, table,
 };
 
-/// Of `cargo workshop show`.
+/// Arguments of `cargo workshop show`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Results file of a comparison
+    /// Results file of a comparison, such as comparison/results.json
     file: PathBuf,
 
     #[command(flatten)]
     options: Options,
 }
 
-/// What every command that ends with results has.
+/// Options of all commands that print results.
 #[derive(Args)]
 pub struct Options {
-    /// What goes to standard output; json is the results file itself
+    /// Format on standard output. json is the format of the results file
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 
-    /// Where results.json, report.html, report.svg and report.png go [default: comparison for `compare`, nowhere for `show`]
+    /// Directory for results.json, report.html, report.svg and report.png [default: comparison for
+    /// `compare`, none for `show`]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Results file of an earlier comparison, to show the changes since
+    /// Results file of an earlier comparison. Changes since then are shown
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
-    /// Exit with code 1 where a figure is over its limit, or not available
+    /// Exit with code 1 if a figure exceeds its limit or is not available
     ///
-    /// FIGURE=LIMIT holds for every image, IMAGE/FIGURE=LIMIT for the one of that name or label:
-    /// size=100MB,timber-tutorial:2/size=900kB,stop=1s. Sizes end in B, kB, MB, GB, KiB, MiB or GiB, times in us, ms or
-    /// s. Of repeated measurements the median counts.
+    /// FIGURE=LIMIT applies to every image, IMAGE/FIGURE=LIMIT to the image of that name or label.
+    /// Example: size=100MB,timber-tutorial:2/size=930kB,stop=1s. Units of sizes are B, kB, MB, GB,
+    /// KiB, MiB and GiB, those of times us, ms and s. The median of repeated measurements counts.
     #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = limits::parse)]
     pub fail_over: Vec<Limit>,
 }
@@ -59,11 +60,11 @@ pub enum Format {
     Markdown,
 }
 
-/// `cargo workshop show`.
+/// Runs `cargo workshop show`.
 ///
 /// # Errors
 ///
-/// As [`present`] has them, and a file that cannot be read.
+/// Those of [`present`], and a results file that cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let results = Results::read(&arguments.file)?;
     emit(
@@ -73,24 +74,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     )
 }
 
-/// The end of a comparison: writes its files, to `comparison` unless told otherwise, prints it, and tells whether every
-/// image was measured and kept to the limits.
+/// Writes and prints the results of a comparison. Returns exit code 1 if an image failed or exceeds
+/// a limit.
 ///
 /// # Errors
 ///
-/// A baseline that cannot be read, a file that cannot be written, a picture without letters. What can be written and
-/// printed all the same, is.
+/// The baseline cannot be read, a file cannot be written, or no font is installed. All other output
+/// is still made.
 pub fn present(results: &Results, options: &Options) -> Result<ExitCode> {
     emit(results, options, Some(options.directory()))
 }
 
 impl Options {
-    /// Finds before an hour's measuring what would spoil its end. The images are those that are measured, by name and
-    /// label.
+    /// Checks the options before the measurement, which takes minutes. `images` are names and
+    /// labels.
     ///
     /// # Errors
     ///
-    /// A baseline that cannot be read, a directory that cannot be written to, a limit of an image that is none of these.
+    /// The baseline cannot be read, the directory is not writable, or a limit has an unknown image.
     pub fn check(&self, images: &[(&str, &str)]) -> Result<()> {
         self.read_baseline()?;
         let directory = self.directory();
@@ -112,7 +113,7 @@ impl Options {
         Ok(())
     }
 
-    /// Of a comparison.
+    /// Returns the output directory of a comparison.
     fn directory(&self) -> &Path {
         self.output.as_deref().unwrap_or(Path::new("comparison"))
     }
@@ -129,7 +130,7 @@ impl Options {
 fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Result<ExitCode> {
     let baseline = options.read_baseline();
     let before = baseline.as_ref().ok().and_then(Option::as_ref);
-    // Measuring took long, printing does not: what is wrong with a file is told at the end.
+    // Errors are returned at the end, so that no result is lost.
     let files = directory.map_or(Ok(()), |directory| write_files(results, before, directory));
     print(&match options.format {
         Format::Table => table::text(results, before, table::Look::of_stdout()),
@@ -145,7 +146,7 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
     files?;
     if let Some(directory) = directory {
         eprintln!(
-            "wrote results.json, report.html, report.svg and report.png to {}",
+            "Written to {}: results.json, report.html, report.svg, report.png",
             directory.display()
         );
     }
@@ -156,10 +157,10 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
     })
 }
 
-/// results.json first: with it `show` can make the others again.
+/// Writes results.json first, because `show` can make the other files from it.
 fn write_files(results: &Results, baseline: Option<&Results>, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+        .with_context(|| format!("cannot create {}", directory.display()))?;
     results.write(&directory.join("results.json"))?;
     let write = |name: &str, content: &[u8]| {
         let file = directory.join(name);
@@ -170,11 +171,11 @@ fn write_files(results: &Results, baseline: Option<&Results>, directory: &Path) 
     write("report.svg", picture.as_bytes())?;
     write(
         "report.png",
-        &slide::png(&picture).context("report.png was not written; the other files were")?,
+        &slide::png(&picture).context("cannot write report.png (the other files are complete)")?,
     )
 }
 
-/// A reader that has seen enough, such as `head`, is no error.
+/// Prints to standard output. A closed pipe, as with `head`, is not an error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout

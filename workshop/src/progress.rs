@@ -1,4 +1,4 @@
-//! What is under way, on standard error: a bar where there is a terminal, else a line.
+//! Progress on standard error: a bar on a terminal, or else a line.
 
 use std::{fmt, ops::Deref, time::Duration};
 
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::units::number;
 
-/// Cleared when it is dropped, even if a thread that is not yet told to end has a clone of what is in it.
+/// A bar that is cleared when dropped, even if another thread has a clone of its content.
 pub struct Bar(ProgressBar);
 
 impl Deref for Bar {
@@ -24,18 +24,13 @@ impl Drop for Bar {
     }
 }
 
-/// `count` says in indicatif's words how far it is.
+/// Starts a bar. `count` is a template of indicatif.
 pub fn bar(phase: &str, length: u64, count: &str) -> Bar {
     let template = format!("{{spinner}} {{prefix}} {{bar:16}} {count}{{left}}{{wide_msg}}");
     start(ProgressBar::new(length), phase, &template)
 }
 
-/// Of what moves about this many bytes.
-pub fn bytes(phase: &str, bytes: u64) -> Bar {
-    bar(phase, bytes, "{decimal_bytes} of {decimal_total_bytes}")
-}
-
-/// Of what takes as long as it takes.
+/// Starts a spinner, for work of unknown duration.
 pub fn spinner(phase: &str) -> Bar {
     start(
         ProgressBar::new_spinner(),
@@ -56,7 +51,7 @@ fn start(bar: ProgressBar, phase: &str, template: &str) -> Bar {
     Bar(bar)
 }
 
-/// From when a fiftieth is done: before that it would be a guess.
+/// Writes the estimated time left, as soon as 2 % are done.
 fn left(state: &ProgressState, line: &mut dyn fmt::Write) {
     let (done, all) = (number(state.pos()), number(state.len().unwrap_or_default()));
     if done * 50.0 < all || done >= all {
@@ -70,12 +65,12 @@ fn left(state: &ProgressState, line: &mut dyn fmt::Write) {
     };
 }
 
-/// Tells in the bar what it is at.
+/// Shows the current step in the bar.
 pub fn say(bar: &ProgressBar, what: &str) {
     bar.set_message(format!(": {what}"));
 }
 
-/// None is as wide as it takes.
+/// Returns the width of the terminal, or `None` without one.
 pub fn width(terminal: &Term) -> Option<u16> {
     terminal.size_checked().map(|(_, columns)| columns)
 }

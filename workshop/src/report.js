@@ -1,5 +1,5 @@
 'use strict';
-// The race: each runner takes as long as the median of its image's starts, by the clock on the wall.
+// The race: each runner takes the median start time of its image, in real time.
 const race = document.getElementById('race');
 if (race?.querySelector('.lane[data-seconds]')) {
   const clock = document.getElementById('clock');
@@ -16,7 +16,7 @@ if (race?.querySelector('.lane[data-seconds]')) {
     clock.textContent = seconds.toFixed(3) + ' s';
   };
 
-  // `slower` than real time, by that factor.
+  // `slower` is a factor.
   const start = slower => {
     cancelAnimationFrame(frame);
     const begin = performance.now();
@@ -37,7 +37,7 @@ if (race?.querySelector('.lane[data-seconds]')) {
   for (const button of race.querySelectorAll('button')) {
     button.onclick = () => start(Number(button.dataset.slower));
   }
-  // Nothing moves until somebody says so; without this script, the results stand there from the beginning.
+  // Without this script the results are visible from the beginning.
   race.querySelector('.controls').hidden = false;
   show(0);
 }

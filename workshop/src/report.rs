@@ -1,4 +1,4 @@
-//! report.html: the page that a room sees, and takes home to question.
+//! report.html: charts, a race of the starts, and every figure with its origin.
 
 use anyhow::{Context as _, Result};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -20,11 +20,11 @@ const PAGE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 
-/// Of the full table.
+/// A row of the full table.
 #[derive(Serialize)]
 struct Line {
     group: &'static str,
-    /// Whether the group begins here.
+    /// Whether it is the first of its group.
     first: bool,
     title: &'static str,
     meaning: &'static str,
@@ -39,25 +39,25 @@ struct Cell {
     best: bool,
 }
 
-/// Of the race.
+/// An image in the race.
 #[derive(Serialize)]
 struct Lane {
     label: String,
     ink: usize,
-    /// None does not start.
+    /// `None`: no figure, so it does not take part.
     seconds: Option<f64>,
     figure: String,
     reason: Option<String>,
-    /// How much of the way the engine makes, before the process starts; in percent.
+    /// Percentage of the time before the process starts.
     engine: Option<f64>,
     place: String,
 }
 
-/// The page. Nothing in it comes from elsewhere, and its policy lets nothing in.
+/// Returns the page. It is self-contained, and its security policy blocks all requests.
 ///
 /// # Errors
 ///
-/// None that results could make.
+/// The template is invalid.
 pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
     let hash = BASE64_STANDARD.encode(Sha256::digest(SCRIPT));
     render(
@@ -71,6 +71,8 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
             lanes => Serde(lanes(results)),
             lines => Serde(lines(results, baseline)),
             here => here(results),
+            stand_ins => results.stand_in_legend(),
+            images => Serde(results.images.iter().map(Described::from).collect::<Vec<_>>()),
             legend => baseline.map(baseline::legend),
             once => once(results.settings.runs),
             results => Serde(results),
@@ -80,7 +82,7 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
     )
 }
 
-/// Escapes in every template: an image's label may hold anything.
+/// Renders a template. Escapes all values, because labels can contain markup.
 pub fn render(name: &str, template: &str, values: minijinja::Value) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -93,7 +95,7 @@ pub fn render(name: &str, template: &str, values: minijinja::Value) -> Result<St
     environment.set_syntax(syntax);
     environment
         .render_named_str(name, template, values)
-        .with_context(|| format!("cannot make {name}"))
+        .with_context(|| format!("cannot render {name}"))
 }
 
 fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
@@ -128,7 +130,7 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
             best: false,
         },
         Figure::Value(reading) => Cell {
-            // Behind a dash even a space that does not break may (UAX 14, rule LB12a); a word joiner holds.
+            // A word joiner, because a no-break space after a dash can break (UAX 14, rule LB12a).
             figure: unbreakable(&row.write(&reading)).replace('–', "–\u{2060}"),
             reason: None,
             change: baseline
@@ -141,7 +143,7 @@ fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cel
 }
 
 fn lanes(results: &Results) -> Vec<Lane> {
-    let row = |key| row_of(key).expect("the catalogue has it");
+    let row = |key| row_of(key).expect("the key is known");
     let (start, process) = (row("start"), row("process"));
     let extents: Vec<_> = results
         .images
@@ -153,7 +155,7 @@ fn lanes(results: &Results) -> Vec<Lane> {
         let seconds = figure.value().and_then(Reading::value);
         let running = (process.of)(image).value().and_then(Reading::value);
         Lane {
-            label: image.label.clone(),
+            label: image.marked_label(),
             ink: chart::ink(index),
             seconds,
             figure: figure.value().map_or_else(
@@ -173,7 +175,29 @@ fn lanes(results: &Results) -> Vec<Lane> {
     results.images.iter().enumerate().map(lane).collect()
 }
 
-/// Who is surely before whom: where ranges overlap, both have the better place.
+/// An image with its notes.
+#[derive(Serialize)]
+struct Described<'a> {
+    label: String,
+    name: &'a str,
+    id: &'a str,
+    failure: Option<&'a str>,
+    notes: Vec<String>,
+}
+
+impl<'a> From<&'a Image> for Described<'a> {
+    fn from(image: &'a Image) -> Self {
+        Described {
+            label: image.marked_label(),
+            name: &image.name,
+            id: &image.id,
+            failure: image.failure.as_deref(),
+            notes: image.all_notes().collect(),
+        }
+    }
+}
+
+/// Returns the place in the race. Images whose ranges overlap share the better place.
 fn place(index: usize, extents: &[Option<(f64, f64)>]) -> String {
     let Some((lowest, highest)) = extents[index] else {
         return String::new();
@@ -190,7 +214,7 @@ fn place(index: usize, extents: &[Option<(f64, f64)>]) -> String {
     format!("{}{}", before + 1, if tied { "=" } else { "" })
 }
 
-/// What this comparison says about size and start, whichever way it went.
+/// Returns a sentence about size and start time in this comparison.
 fn here(results: &Results) -> Option<String> {
     let (pull, start) = (row_of("pull")?, row_of("start")?);
     let both = results.images.iter().filter_map(|image| {
@@ -218,18 +242,18 @@ fn here(results: &Results) -> Option<String> {
         }
     };
     Some(format!(
-        "Here, a pull of {largest} moves {} times the bytes of {smallest}, and its start takes {} times as long{}.",
+        "Here, a pull of {largest} transfers {} times as many bytes as one of {smallest}, and its start takes {} times as long{}.",
         times(large / small),
         times(slow / fast),
         if overlap {
-            ", a difference within the spread"
+            ", which is within the spread"
         } else {
-            ", beyond the spread; but what runs inside differs too, not the size alone"
+            ", which is beyond the spread. But not only the size differs, the programs do, too"
         }
     ))
 }
 
-/// What a figure can be questioned with.
+/// Where and when the figures were measured.
 #[derive(Serialize)]
 pub struct Facts {
     pub machine: String,
@@ -241,7 +265,7 @@ pub fn facts(results: &Results) -> Facts {
     let (machine, engine) = (&results.machine, &results.engine);
     let model = match &machine.cpu_model {
         Figure::Value(model) => model.clone(),
-        Figure::NotAvailable(reason) => format!("processor's model not available: {reason}"),
+        Figure::NotAvailable(reason) => format!("CPU model not available: {reason}"),
     };
     Facts {
         machine: format!(

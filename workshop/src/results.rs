@@ -1,24 +1,29 @@
-//! What a comparison found: the one source of the table, the report and every other output.
+//! The results of a comparison, from which all outputs are made.
 //!
-//! Sizes are bytes, times seconds, memory bytes. The file is JSON, see [`Results::read`].
+//! Sizes are in bytes and times in seconds. The file is JSON: see [`Results::read`].
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// How a moment is written for people, in UTC.
+/// Format of dates in reports, in UTC.
 pub const DATE: &str = "%-d %B %Y, %H:%M UTC";
 
-/// Of the file's format. A change that an older reader would misunderstand raises it.
-pub const FORMAT: u32 = 1;
+/// Version of the file's format. A change that older versions of the tool cannot read increases it.
+///
+/// Version 1 had `create_to_answer` and `process_to_answer`, and no `stand_ins`.
+pub const FORMAT: u32 = 2;
+
+/// Follows the label of an image that was built with a stand-in, in every output.
+const STAND_IN_MARK: &str = "†";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
     pub format: u32,
     pub begun: Timestamp,
-    /// As it was typed.
+    /// The command line, which repeats the comparison.
     pub command: String,
     pub settings: Settings,
     pub machine: Machine,
@@ -29,20 +34,22 @@ pub struct Results {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Starts and stops of each image.
+    /// Number of starts and stops of each image.
     pub runs: u32,
-    /// Of the load on each image, after a warm-up.
+    /// Duration of the load on each image, after the warm-up.
     pub load_seconds: f64,
-    /// Connections of the closed loop: each waits for its answer before it asks again.
+    /// Number of connections of the load. Each waits for its response before it sends the next
+    /// request.
     pub connections: u32,
 }
 
-/// The one that runs the containers, as its engine tells; with Docker Desktop that is a virtual one.
+/// The machine that runs the containers, as the engine describes it. With Docker Desktop it is a
+/// virtual one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     pub architecture: String,
     pub cpus: u64,
-    /// Not of the engine, but of this machine, where the engine is on it.
+    /// Read from this machine, if the engine runs on it.
     pub cpu_model: Figure<String>,
     pub memory_bytes: u64,
     pub kernel: String,
@@ -62,13 +69,16 @@ pub struct Engine {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Image {
     pub name: String,
-    /// What it is called in tables and charts.
+    /// Its name in tables and charts.
     pub label: String,
     /// `sha256:…`
     pub id: String,
-    /// What a reader has to know about it, such as that its base is a stand-in.
+    /// Facts without which its figures would be misunderstood.
     pub notes: Vec<String>,
-    /// Why measuring ended early. What was measured before stands.
+    /// Images that stood in for official ones when it was built.
+    #[serde(default)]
+    pub stand_ins: Vec<StandIn>,
+    /// Why its measurement ended early. Earlier figures remain valid.
     pub failure: Option<String>,
     pub size: Size,
     pub start: Start,
@@ -77,7 +87,15 @@ pub struct Image {
     pub work: Work,
 }
 
-/// A figure, or why there is none.
+/// A local image under the name of an official one, for hosts without an image registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandIn {
+    /// Name of the official image.
+    pub image: String,
+    pub made_from: String,
+}
+
+/// A figure, or the reason why it is not available.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure<T> {
@@ -87,26 +105,26 @@ pub enum Figure<T> {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Size {
-    /// What `docker images` says.
+    /// Size that `docker images` shows.
     pub engine_bytes: Figure<u64>,
-    /// Of the files that a container sees.
+    /// Size of the files that a container sees.
     pub unpacked_bytes: Figure<u64>,
-    /// Of the layers, gzipped, which a pull moves.
+    /// Size of the compressed layers, which a pull transfers.
     pub compressed_bytes: Figure<u64>,
     pub layers: Figure<u64>,
     pub files: Figure<u64>,
     pub executables: Figure<u64>,
-    /// Its path, where there is one.
+    /// Path of a shell, if there is one.
     pub shell: Figure<Option<String>>,
-    /// Their names.
+    /// Names of package managers.
     pub package_managers: Figure<Vec<String>>,
-    /// Paths of files that run with their owner's or group's rights.
+    /// Paths of files that run with the rights of their owner or group.
     pub setuid: Figure<Vec<String>>,
-    /// As the image names it; `root` where it names none.
+    /// The user that the image names, or `root`.
     pub user: Figure<String>,
-    /// os-release's `PRETTY_NAME`, where there is one.
+    /// `PRETTY_NAME` in os-release, if there is one.
     pub base: Figure<Option<String>>,
-    /// Packages that a scanner could see, by kind: dpkg, apk, pip, crate.
+    /// Packages that scanners find, by kind: dpkg, apk, pip, crate.
     pub packages: Figure<Vec<Packages>>,
 }
 
@@ -118,28 +136,30 @@ pub struct Packages {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// From the call that creates the container to the end of the first answer with status 200.
-    pub create_to_answer: Figure<Spread>,
-    /// From the start of the process, as the engine tells it, to the same moment.
-    pub process_to_answer: Figure<Spread>,
+    /// From the create call to the end of the first response with status 200.
+    #[serde(alias = "create_to_answer")]
+    pub create_to_response: Figure<Spread>,
+    /// From the start of the process, as the engine reports it, to the end of the same response.
+    #[serde(alias = "process_to_answer")]
+    pub process_to_response: Figure<Spread>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stop {
-    /// What `docker stop` would take.
+    /// Duration of `docker stop`.
     pub seconds: Figure<Spread>,
-    /// Of the last run; where others differed, a note says so.
+    /// Exit code of the last run. If others differed, there is a note.
     pub exit_code: Figure<i64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
     pub idle: Figure<InUse>,
-    /// Right after the load.
+    /// Immediately after the load.
     pub loaded: Figure<InUse>,
 }
 
-/// Of all the container's processes together. Page cache that is not mapped into one of them is not counted.
+/// Memory of all processes of a container. Page cache counts only if a process maps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InUse {
     pub anonymous_bytes: u64,
@@ -152,35 +172,42 @@ pub struct Work {
     pub p50_seconds: Figure<f64>,
     pub p99_seconds: Figure<f64>,
     pub requests: Figure<u64>,
-    /// Requests that got no answer, or not 200.
+    /// Requests without a response, or with another status than 200.
     pub errors: Figure<u64>,
     pub cpu_seconds_per_request: Figure<f64>,
-    /// How many of the machine's processors the load generator itself kept busy.
+    /// Number of processors that the load generator used.
     pub generator_cpus: Figure<f64>,
-    /// Set when the image could have done more than the generator asked of it, with the numbers that tell.
+    /// Set if the image was not the bottleneck: the reason, with the numbers that show it.
     pub generator_was_the_bottleneck: Option<String>,
 }
 
-/// Of repeated measurements: what the middle one says, and how far the others are from it.
+/// The samples of a repeated measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// In the order in which they were measured.
+    /// In order of measurement, never empty if made by [`Spread::new`].
     pub samples: Vec<f64>,
 }
 
 impl Results {
-    /// A file that [`Results::write`] wrote.
+    /// Reads a file that this or an older version of the tool wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a results file, or was written by a newer version.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let results: Results = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is not the results file of a comparison", file.display())
+        let mut results: Results = serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "invalid results file {}: expected a results.json of cargo workshop compare",
+                file.display()
+            )
         })?;
         ensure!(
-            results.format == FORMAT,
-            "{} has format {}, this timber-workshop reads {FORMAT}",
-            file.display(),
-            results.format
+            (1..=FORMAT).contains(&results.format),
+            "unsupported format {} of {}: this version of the tool reads formats up to {FORMAT}",
+            results.format,
+            file.display()
         );
+        results.format = FORMAT;
         Ok(results)
     }
 
@@ -190,17 +217,50 @@ impl Results {
     }
 }
 
+impl Results {
+    /// Returns what [`Image::marked_label`] means, if an image was built with a stand-in.
+    pub fn stand_in_legend(&self) -> Option<String> {
+        let stand_ins = self.images.iter().flat_map(|image| &image.stand_ins);
+        let names: BTreeSet<&str> = stand_ins.map(|stand_in| &*stand_in.image).collect();
+        let names = Vec::from_iter(names).join(", ");
+        (!names.is_empty()).then(|| {
+            format!("{STAND_IN_MARK} Built with local stand-ins for official images: {names}.")
+        })
+    }
+}
+
 impl Image {
-    /// With nothing known yet.
+    /// Returns the label, marked if the image was built with a stand-in.
+    pub fn marked_label(&self) -> String {
+        if self.stand_ins.is_empty() {
+            self.label.clone()
+        } else {
+            format!("{}\u{a0}{STAND_IN_MARK}", self.label)
+        }
+    }
+
+    /// Returns all notes, those about stand-ins first.
+    pub fn all_notes(&self) -> impl Iterator<Item = String> {
+        let stand_ins = self.stand_ins.iter().map(|StandIn { image, made_from }| {
+            format!("built with a stand-in for {image}, made from {made_from}")
+        });
+        let bottleneck = self.work.generator_was_the_bottleneck.iter();
+        stand_ins
+            .chain(self.notes.iter().cloned())
+            .chain(bottleneck.cloned())
+    }
+
+    /// Returns an image without any figure.
     pub fn unmeasured(name: &str, label: &str) -> Self {
         fn none<T>() -> Figure<T> {
-            Figure::NotAvailable("the image failed before this was measured".to_owned())
+            Figure::NotAvailable("the image failed before this measurement".to_owned())
         }
         Image {
             name: name.to_owned(),
             label: label.to_owned(),
             id: String::new(),
             notes: Vec::new(),
+            stand_ins: Vec::new(),
             failure: None,
             size: Size {
                 engine_bytes: none(),
@@ -217,8 +277,8 @@ impl Image {
                 packages: none(),
             },
             start: Start {
-                create_to_answer: none(),
-                process_to_answer: none(),
+                create_to_response: none(),
+                process_to_response: none(),
             },
             stop: Stop {
                 seconds: none(),
@@ -268,12 +328,12 @@ impl<T> From<Result<T>> for Figure<T> {
 }
 
 impl Spread {
-    /// None of no samples.
+    /// Returns `None` if there are no samples.
     pub fn new(samples: Vec<f64>) -> Option<Self> {
         (!samples.is_empty()).then_some(Spread { samples })
     }
 
-    /// Of an even number of samples, the mean of the two in the middle.
+    /// Returns the median: of an even number of samples, the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let sorted = self.sorted();
         let middle = sorted.len() / 2;
@@ -299,7 +359,8 @@ impl Spread {
     }
 }
 
-/// What the tests show: one image that failed, figures that are not available, a label that is markup.
+/// Returns results with an image that failed, figures that are not available, and a label that is
+/// markup.
 #[cfg(test)]
 pub fn example() -> Results {
     serde_json::from_str(include_str!("../tests/results.json")).unwrap()
@@ -307,11 +368,50 @@ pub fn example() -> Results {
 
 #[cfg(test)]
 mod tests {
-    use super::Spread;
+    use super::{FORMAT, Results, Spread, example};
+
+    #[test]
+    fn reads_results_of_older_versions_and_rejects_newer_ones() {
+        let read = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            Results::read(file.path())
+        };
+        let mut results = serde_json::to_value(example()).unwrap();
+        results["format"] = 1.into();
+        for image in results["images"].as_array_mut().unwrap() {
+            image.as_object_mut().unwrap().remove("stand_ins").unwrap();
+        }
+        let old = results.to_string().replace("_to_response", "_to_answer");
+        let old = read(&old).unwrap();
+        assert_eq!(old.format, FORMAT);
+        assert_eq!(old.stand_in_legend(), None);
+        assert!(old.images[0].start.process_to_response.value().is_some());
+
+        results["format"] = (FORMAT + 1).into();
+        let error = read(&results.to_string()).unwrap_err().to_string();
+        assert!(error.contains("unsupported format 3"), "{error}");
+    }
+
+    #[test]
+    fn stand_ins_are_marked_and_named() {
+        let results = example();
+        assert_eq!(
+            results.stand_in_legend().unwrap(),
+            "† Built with local stand-ins for official images: python:3.11, rust:1.95-alpine."
+        );
+        assert_eq!(results.images[2].marked_label(), "timber-tutorial:2\u{a0}†");
+        assert_eq!(results.images[1].marked_label(), "timber-tutorial:1");
+        assert_eq!(
+            results.images[2].all_notes().next().unwrap(),
+            "built with a stand-in for rust:1.95-alpine, made from Debian packages and the official \
+             Rust toolchain"
+        );
+    }
 
     #[expect(clippy::float_cmp, reason = "whole numbers are exact")]
     #[test]
-    fn the_median_is_in_the_middle() {
+    fn median_lowest_and_highest() {
         let spread = |samples: &[f64]| Spread::new(samples.to_vec()).unwrap();
         assert_eq!(spread(&[3.0]).median(), 3.0);
         assert_eq!(spread(&[9.0, 1.0, 2.0]).median(), 2.0);

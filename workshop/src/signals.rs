@@ -1,10 +1,10 @@
-//! The signals that mean stop.
+//! Signals that end the tool.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// From here on neither ends the process by itself.
+/// Handlers of SIGINT and SIGTERM. While they exist, the signals do not end the process.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -12,7 +12,7 @@ pub struct Signals {
 
 impl Signals {
     /// # Errors
-    /// The process cannot have handlers of signals.
+    /// The handlers cannot be installed.
     pub fn new() -> io::Result<Self> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?, // Ctrl-C
@@ -20,7 +20,7 @@ impl Signals {
         })
     }
 
-    /// What the next one has done to the process.
+    /// Waits for a signal, and returns a word for an error message.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "interrupted",

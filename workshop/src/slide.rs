@@ -1,4 +1,4 @@
-//! report.svg and report.png: the picture for a slide.
+//! report.svg and report.png: the charts on a slide.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::{
 
 const SLIDE: &str = include_str!("report.svg");
 
-/// As SVG, 1920 by 1080.
+/// Returns the slide as an SVG of 1920 by 1080 units.
 ///
 /// # Errors
 ///
-/// None that results could make.
+/// The template is invalid.
 pub fn svg(results: &Results) -> Result<String> {
     let charts = chart::charts(results, &chart::SLIDE);
     let panels: Vec<_> = charts
@@ -36,6 +36,7 @@ pub fn svg(results: &Results) -> Result<String> {
             panels => Serde(panels),
             title => format!("{} images, side by side", results.images.len()),
             failed => results.images.iter().filter(|image| image.failure.is_some()).count(),
+            stand_ins => results.stand_in_legend().map(|legend| cut(&legend, 160)),
             note => cut(&most_common_note(results).unwrap_or_default(), 160),
             machine => cut(&facts.machine, 150),
             made => cut(&format!("{} · {} · medians of {} runs", facts.engine, facts.date, results.settings.runs), 150),
@@ -44,7 +45,7 @@ pub fn svg(results: &Results) -> Result<String> {
     )
 }
 
-/// There is room for one: the one that holds for most images, with their names.
+/// Returns the note that applies to most images, with their labels. There is room for only one.
 fn most_common_note(results: &Results) -> Option<String> {
     let holders = |note: &String| -> Vec<&str> {
         let images = results
@@ -58,11 +59,11 @@ fn most_common_note(results: &Results) -> Option<String> {
     Some(format!("{}: {note}", holders(note).join(", ")))
 }
 
-/// The same as dots.
+/// Renders the slide as PNG.
 ///
 /// # Errors
 ///
-/// A machine without a font; a slide that is no SVG.
+/// No font is installed, or the SVG is invalid.
 pub fn png(slide: &str) -> Result<Vec<u8>> {
     let mut fonts = usvg::fontdb::Database::new();
     fonts.load_system_fonts();
@@ -70,13 +71,13 @@ pub fn png(slide: &str) -> Result<Vec<u8>> {
 }
 
 fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
-    // What the slide's own list of families does not find is written in the first font there is.
+    // The first font is the fallback if none of the slide's font families is installed.
     let family = fonts
         .faces()
         .find_map(|face| face.families.first())
         .map(|(name, _)| name.clone());
     let family = family.context(
-        "no font is installed; install one, such as Debian's fonts-dejavu-core or Fedora's dejavu-sans-fonts",
+        "missing fonts: install one, such as Debian's fonts-dejavu-core or Fedora's dejavu-sans-fonts",
     )?;
     fonts.set_sans_serif_family(family);
     let options = usvg::Options {
@@ -85,13 +86,17 @@ fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
     };
     let tree = usvg::Tree::from_str(slide, &options)?;
     let size = tree.size().to_int_size();
-    let mut dots =
-        tiny_skia::Pixmap::new(size.width(), size.height()).context("the slide has no size")?;
-    resvg::render(&tree, tiny_skia::Transform::identity(), &mut dots.as_mut());
-    dots.encode_png().context("cannot encode the slide")
+    let mut pixels =
+        tiny_skia::Pixmap::new(size.width(), size.height()).context("invalid size of the slide")?;
+    resvg::render(
+        &tree,
+        tiny_skia::Transform::identity(),
+        &mut pixels.as_mut(),
+    );
+    pixels.encode_png().context("cannot encode the slide")
 }
 
-/// A chart at its place on the slide; places and lengths in the slide's units.
+/// A chart on the slide. Positions and lengths are in units of the SVG.
 #[derive(Serialize)]
 struct Panel {
     x: f64,
@@ -99,7 +104,7 @@ struct Panel {
     title: &'static str,
     meaning: &'static str,
     bars: Vec<Strip>,
-    /// Heights of the letters right and left of the bars.
+    /// Font sizes of values and of names.
     letters: f64,
     names: f64,
     thickness: f64,
@@ -114,12 +119,12 @@ struct Strip {
     ink: usize,
     y: f64,
     middle: f64,
-    /// From the middle to the foot of the letters.
+    /// Distance from the middle to the baseline.
     below: f64,
     names_below: f64,
     length: f64,
     whisker: Option<[f64; 2]>,
-    /// Where what is written inside the track begins.
+    /// Start of the text after the bar.
     after: f64,
     part: Option<String>,
     value: String,
@@ -139,7 +144,7 @@ impl Panel {
         let pitch = ((Self::HEIGHT - 62.0) / place(chart.bars.len())).min(56.0);
         let thickness = pitch * 0.66;
         let letters = (pitch * 0.56).clamp(9.0, 24.0);
-        // Long names in smaller letters, up to a point.
+        // Long names have smaller letters.
         let longest = chart
             .bars
             .iter()
@@ -194,16 +199,16 @@ impl Panel {
     }
 }
 
-/// Of a letter's height, on average, in the widest of the usual fonts.
+/// Average width of a letter in a wide font, relative to its height.
 const WIDTH_OF_LETTER: f64 = 0.58;
 
-/// How many letters of that height go into a width.
+/// Returns the number of letters that fit.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn fitting(width: f64, letters: f64) -> usize {
     (width / (letters * WIDTH_OF_LETTER)) as usize
 }
 
-/// Without its end, if need be.
+/// Shortens a text at its end.
 fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
@@ -214,7 +219,7 @@ fn cut(text: &str, most: usize) -> String {
         .collect()
 }
 
-/// Without its middle, if need be: of an image's name the end tells most.
+/// Shortens a name in its middle, because the end of an image name matters most.
 fn shortened(text: &str, most: usize) -> String {
     let length = text.chars().count();
     if length <= most {
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_keeps_its_ends() {
+    fn a_long_name_keeps_its_start_and_end() {
         assert_eq!(shortened("timber-tutorial:2", 17), "timber-tutorial:2");
         assert_eq!(
             shortened("registry.example/team/timber:2", 17),

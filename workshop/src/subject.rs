@@ -1,19 +1,20 @@
-//! An image to be compared, as it is named on the command line.
+//! An image to compare, as written on the command line.
 
 use std::str::FromStr;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bollard::models::ImageInspect;
 
-use crate::ladder;
+use crate::tutorial;
 
-/// An image, and how it is asked.
+/// An image, and how requests reach it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subject {
     pub name: String,
     pub label: String,
+    /// Port inside the container. `None`: the exposed one.
     port: Option<u16>,
-    /// This machine's, where it is not any free one.
+    /// Port on this machine. `None`: a free one.
     pub published: Option<u16>,
     pub path: String,
 }
@@ -23,7 +24,7 @@ impl FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self> {
         const FORM: &str = "IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]";
-        // By these marks alone: a name and a label may hold colons of their own.
+        // Names and labels can contain colons, but not these words.
         let (text, path) = match text.split_once(":path=") {
             Some((rest, path)) => (rest, Some(path)),
             None => (text, None),
@@ -35,20 +36,20 @@ impl FromStr for Subject {
         let (name, label) = text.split_once('=').unwrap_or((text, text));
         ensure!(
             !name.is_empty() && !label.is_empty(),
-            "no image in {text:?}, expected {FORM}"
+            "missing image in {text:?}: expected {FORM}"
         );
-        let path = path.unwrap_or_else(|| ladder::path(name));
+        let path = path.unwrap_or_else(|| tutorial::path(name));
         ensure!(
             path.starts_with('/'),
-            "path {path:?} does not begin with a slash"
+            "invalid path {path:?}: expected a slash at the start"
         );
         ensure!(
             !path.contains(":port="),
-            "the port comes before the path, expected {FORM}"
+            "the port must precede the path: expected {FORM}"
         );
         let number = |text: &str| match text.parse() {
             Ok(0) | Err(_) => Err(anyhow!(
-                "port {text:?} is not a number from 1 to 65535, expected {FORM}"
+                "invalid port {text:?}: expected a number from 1 to 65535 in {FORM}"
             )),
             Ok(port) => Ok(port),
         };
@@ -69,10 +70,10 @@ impl FromStr for Subject {
 }
 
 impl Subject {
-    /// The port inside the container.
+    /// Returns the port inside the container.
     ///
     /// # Errors
-    /// When it is not named, and the image does not expose just one.
+    /// The port is unset, and the image does not expose exactly one.
     pub fn port(&self, image: &ImageInspect) -> Result<u16> {
         if let Some(port) = self.port {
             return Ok(port);
@@ -88,9 +89,12 @@ impl Subject {
             .collect();
         match ports[..] {
             [port] => Ok(port),
-            [] => bail!("the image exposes no TCP port: say {}:port=PORT", self.name),
+            [] => bail!(
+                "the image exposes no TCP port: add one, as {}:port=PORT",
+                self.name
+            ),
             _ => bail!(
-                "the image exposes the ports {ports:?}: say {}:port=PORT",
+                "the image exposes several ports, {ports:?}: choose one, as {}:port=PORT",
                 self.name
             ),
         }
@@ -102,7 +106,7 @@ mod tests {
     use super::Subject;
 
     #[test]
-    fn subjects_have_names_labels_ports_and_paths() {
+    fn parses_names_labels_ports_and_paths() {
         let subject = |text: &str| text.parse::<Subject>().unwrap();
         let plain = subject("registry:5000/a/b:1");
         assert_eq!(
@@ -127,10 +131,10 @@ mod tests {
     }
 
     #[test]
-    fn wrong_subjects_name_what_is_wrong() {
+    fn errors_name_the_invalid_part() {
         for (text, part) in [
-            ("", "no image"),
-            ("=label", "no image"),
+            ("", "missing image"),
+            ("=label", "missing image"),
             ("a:port=0", "port \"0\""),
             ("a:port=x:80", "port \"x\""),
             ("a:port=80:70000", "port \"70000\""),

@@ -1,4 +1,4 @@
-//! The table: in the terminal, as Markdown, and as lines of CSV.
+//! The table in the terminal, and the same figures as Markdown and CSV.
 
 use std::{env, fmt::Write as _, io, io::IsTerminal as _};
 
@@ -16,33 +16,34 @@ use crate::{
     results::{Figure, Image, Results},
 };
 
-/// Where the terminal's width leaves less than this for an image, the next ones go into a table below.
+/// Minimum width of an image's column. If the terminal is too narrow, images are divided into
+/// several tables.
 const NARROWEST: u16 = 16;
-/// Of the column that names the figures.
-const NAMES: u16 = 20;
+/// Width of the column of names.
+const NAMES: u16 = 26;
 
-/// How the terminal wants it.
+/// Properties of the terminal.
 #[derive(Clone, Copy)]
 pub struct Look {
-    /// None is as wide as it takes.
+    /// `None`: unlimited.
     pub width: Option<u16>,
-    pub colours: bool,
+    pub has_colors: bool,
 }
 
 impl Look {
-    /// Colours only on a terminal that takes them, and not against `NO_COLOR` (<https://no-color.org>).
+    /// Uses colors on a terminal, unless `NO_COLOR` (<https://no-color.org>) or `TERM=dumb` is set.
     pub fn of_stdout() -> Self {
-        let says = |name| env::var_os(name).filter(|value| !value.is_empty());
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty());
         Look {
             width: width(&Term::stdout()),
-            colours: io::stdout().is_terminal()
-                && says("NO_COLOR").is_none()
-                && says("TERM").is_none_or(|term| term != "dumb"),
+            has_colors: io::stdout().is_terminal()
+                && set("NO_COLOR").is_none()
+                && set("TERM").is_none_or(|term| term != "dumb"),
         }
     }
 }
 
-/// Reasons and notes that cells refer to by number.
+/// Reasons to which cells refer by number.
 #[derive(Default)]
 struct Footnotes(Vec<String>);
 
@@ -56,26 +57,26 @@ impl Footnotes {
     }
 }
 
-/// For a terminal.
+/// Returns the table for a terminal.
 pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::new();
     let per_table = look.width.map_or(usize::MAX, |width| {
         usize::from(width.saturating_sub(NAMES + 2) / (NARROWEST + 2)).max(1)
     });
-    // As many in each as in the others, or one less.
+    // Divided evenly.
     let tables = results.images.len().div_ceil(per_table).max(1);
     let per_table = results.images.len().div_ceil(tables).max(1);
     let best: Vec<_> = ROWS.iter().map(|row| row.best(&results.images)).collect();
     for first in (0..results.images.len()).step_by(per_table) {
         let last = results.images.len().min(first.saturating_add(per_table));
         let table = of_images(results, first..last, baseline, &best, look, &mut footnotes);
-        // Wrapped only where a line has room for it: the spaces that do not break have done their work.
+        // No-break spaces have kept numbers and units on one line.
         text += &table.trim_fmt().replace('\u{a0}', " ");
         text.push('\n');
     }
-    if look.colours && results.images.len() > 1 {
-        text += "Bold green is the best; several are where their ranges overlap.\n";
+    if look.has_colors && results.images.len() > 1 {
+        text += "Bold green: the best figure, or several if their ranges overlap.\n";
     }
     for note in notes(results, baseline, &footnotes, clean) {
         text += &wrap(&note, look.width);
@@ -84,7 +85,7 @@ pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String
     text
 }
 
-/// Between words, as wide as the terminal; what follows a line's first is indented.
+/// Wraps a line between words. Further lines are indented.
 pub fn wrap(line: &str, width: Option<u16>) -> String {
     let width = width.map_or(usize::MAX, usize::from);
     let indent = " ".repeat(2 + line.len() - line.trim_start().len());
@@ -96,7 +97,7 @@ pub fn wrap(line: &str, width: Option<u16>) -> String {
     )
 }
 
-/// A name that is longer than a column, in lines that end where a reader would take a breath.
+/// Wraps a long image name after punctuation.
 fn in_lines(name: &str, width: usize) -> String {
     let parts = name.split_inclusive(['/', ':', '-', '_', '@']);
     let (mut text, mut length) = (String::new(), 0);
@@ -129,7 +130,7 @@ fn of_images(
     if let Some(width) = look.width {
         table.set_width(width);
     }
-    if look.colours {
+    if look.has_colors {
         table.enforce_styling();
     }
     table.style_mut().row_separator = comfy_table::LineStyle::none();
@@ -138,7 +139,7 @@ fn of_images(
     });
     table.set_header(
         std::iter::once(Cell::new("")).chain(images.iter().map(|image| {
-            let label = in_lines(&clean(&image.label), column);
+            let label = in_lines(&clean(&image.marked_label()), column);
             let cell = Cell::new(label)
                 .add_attribute(Attribute::Bold)
                 .set_alignment(CellAlignment::Right);
@@ -175,7 +176,8 @@ fn of_images(
     table
 }
 
-/// A figure, the change since the baseline, or a reference to the reason why there is none.
+/// Returns a figure with the change since the baseline, or a reference to the reason why it is not
+/// available.
 fn cell(row: &Row, image: &Image, baseline: Option<&Results>, footnotes: &mut Footnotes) -> String {
     match (row.of)(image) {
         Figure::NotAvailable(reason) => format!("n/a\u{a0}[{}]", footnotes.number(&reason)),
@@ -199,7 +201,7 @@ fn change_of(
     baseline::change(row, reading, before)
 }
 
-/// A number stays with its unit, and a bracket whole; between the two a line may break.
+/// Prevents line breaks inside a number with its unit, and inside a range in brackets.
 pub fn unbreakable(figure: &str) -> String {
     match figure.split_once(" (") {
         Some((value, range)) if range.contains('–') => {
@@ -214,7 +216,7 @@ pub fn unbreakable(figure: &str) -> String {
     }
 }
 
-/// A line each.
+/// Returns the lines below the table.
 fn notes(
     results: &Results,
     baseline: Option<&Results>,
@@ -226,10 +228,13 @@ fn notes(
     let runs = results.settings.runs;
     if runs > 1 {
         line(format!(
-            "Medians of {runs} runs, the lowest and the highest in brackets."
+            "Medians of {runs} runs, with the lowest and the highest value in brackets."
         ));
     }
     line(once(runs));
+    if let Some(legend) = results.stand_in_legend() {
+        line(escape(&legend));
+    }
     if let Some(baseline) = baseline {
         line(baseline::legend(baseline));
     }
@@ -241,30 +246,30 @@ fn notes(
         if let Some(failure) = &image.failure {
             line(format!("{label}: FAILED: {}", escape(failure)));
         }
-        for note in image
-            .notes
-            .iter()
-            .chain(&image.work.generator_was_the_bottleneck)
-        {
-            line(format!("{label}: {}", escape(note)));
+        for note in image.all_notes() {
+            line(format!("{label}: {}", escape(&note)));
         }
     }
     lines
 }
 
-/// What comes from an image is not to steer the terminal.
+/// Replaces control characters, because text from an image must not control the terminal.
 pub fn clean(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }
 
-/// For a README.
+/// Returns the table in Markdown.
 pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     let mut footnotes = Footnotes::default();
     let mut text = String::from("| |");
     for image in &results.images {
-        _ = write!(text, " {} |", escape_markdown(&image.label));
+        _ = write!(
+            text,
+            " {} |",
+            escape_markdown(&image.marked_label()).replace('\u{a0}', " ")
+        );
     }
     text += "\n|---|";
     text += &"---:|".repeat(results.images.len());
@@ -284,7 +289,7 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     text
 }
 
-/// Neither markup nor a cell's end.
+/// Escapes markup and the separators of cells.
 fn escape_markdown(text: &str) -> String {
     let mut escaped = String::new();
     for c in clean(text).chars() {
@@ -299,11 +304,11 @@ fn escape_markdown(text: &str) -> String {
     escaped
 }
 
-/// One line for each figure of each image: plain numbers, in bytes and seconds.
+/// Returns one line for each figure of each image, with plain numbers in bytes and seconds.
 ///
 /// # Errors
 ///
-/// None that a string as a target could make.
+/// Does not fail, because the target is in memory.
 pub fn csv(results: &Results, baseline: Option<&Results>) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut header = vec![
@@ -315,11 +320,14 @@ pub fn csv(results: &Results, baseline: Option<&Results>) -> Result<String> {
         "lowest",
         "highest",
         "not_available",
+        "stand_ins",
     ];
     header.extend(baseline.map(|_| "baseline"));
     writer.write_record(header)?;
     for image in &results.images {
         let before = baseline.and_then(|baseline| baseline::same_image(baseline, image));
+        let stand_ins: Vec<_> = image.stand_ins.iter().map(|found| &*found.image).collect();
+        let stand_ins = stand_ins.join(" ");
         for row in ROWS {
             let [value, lowest, highest, reason] = fields(&(row.of)(image));
             let mut line = vec![
@@ -331,6 +339,7 @@ pub fn csv(results: &Results, baseline: Option<&Results>) -> Result<String> {
                 &lowest,
                 &highest,
                 &reason,
+                &stand_ins,
             ];
             let old = before
                 .map(|before| fields(&(row.of)(before))[0].clone())
@@ -367,21 +376,21 @@ mod tests {
             None,
             Look {
                 width: Some(width),
-                colours: false,
+                has_colors: false,
             },
         );
-        // The notes below are the terminal's to wrap.
+        // Without the notes below the table.
         let table = text.lines().take_while(|line| !line.starts_with("Medians"));
         table.map(|line| line.chars().count()).max().unwrap()
     }
 
     #[test]
-    fn it_fits_a_terminal_of_80_columns() {
+    fn fits_a_terminal_of_80_columns() {
         let mut results = example();
         assert!(widest(&results, 80) <= 80);
         results.images[1].label =
             "registry.example/a/team/with/a/long/name/timber-tutorial:1.2.3-rc.4".repeat(3);
-        // Narrower, it only has to come.
+        // Too narrow, but no panic.
         for width in [1, 20, 23] {
             widest(&results, width);
         }
@@ -391,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn every_image_is_there_however_many_there_are() {
+    fn shows_any_number_of_images() {
         let mut results = example();
         let image = results.images[2].clone();
         results.images = (0..13)
@@ -407,7 +416,7 @@ mod tests {
             None,
             Look {
                 width: Some(80),
-                colours: false,
+                has_colors: false,
             },
         );
         assert!(
@@ -417,13 +426,13 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_is_not_broken_inside() {
+    fn figures_are_not_broken_across_lines() {
         let text = text(
             &example(),
             None,
             Look {
                 width: Some(80),
-                colours: false,
+                has_colors: false,
             },
         );
         for part in ["0.352 s", "(0.331 – 0.410)", "1.02 GB", "10.2 s"] {
@@ -432,14 +441,14 @@ mod tests {
     }
 
     #[test]
-    fn colours_only_where_they_are_wanted() {
-        let with = |colours| {
+    fn colors_can_be_switched_off() {
+        let with = |has_colors| {
             text(
                 &example(),
                 None,
                 Look {
                     width: Some(120),
-                    colours,
+                    has_colors,
                 },
             )
         };

@@ -1,4 +1,4 @@
-//! One container at a time: started, asked, stopped, and removed however that ends.
+//! Measurements of a single container, which is always removed at the end.
 
 use std::time::{Duration, Instant};
 
@@ -13,30 +13,31 @@ use crate::{
     subject::Subject,
 };
 
-/// Before the load that counts. Caches and connections fill meanwhile.
+/// Duration of the load before the measured load.
 pub const WARM_UP: Duration = Duration::from_secs(2);
 
-/// From the first answer to the look at idle memory: what only starting took has been given back by then.
+/// Time between the first response and the measurement of idle memory. Memory used for the start is
+/// freed by then.
 pub const SETTLE: Duration = Duration::from_secs(1);
 
 pub struct Trial<'a> {
     pub engine: &'a Engine,
     pub subject: &'a Subject,
-    /// Inside the container.
+    /// Port inside the container.
     pub port: u16,
-    /// For the first answer.
-    pub patience: Duration,
+    /// Timeout for the first response.
+    pub timeout: Duration,
 }
 
-/// Of one start and stop.
+/// Figures of one start and stop.
 pub struct Run {
-    pub create_to_answer: f64,
-    pub process_to_answer: Figure<f64>,
+    pub create_to_response: f64,
+    pub process_to_response: Figure<f64>,
     pub stop: f64,
     pub exit_code: i64,
 }
 
-/// Of one container under load.
+/// Figures of one container before, during and after the load.
 pub struct Worked {
     pub memory: Memory,
     pub work: Work,
@@ -48,12 +49,12 @@ impl Trial<'_> {
         let begin = Instant::now();
         let container = self.create().await?;
         let run = async {
-            let (answered, at) = self.ready(&container).await?;
-            let process_to_answer = self.engine.since_start(&container, at).await?;
+            let (responded, at) = self.ready(&container).await?;
+            let process_to_response = self.engine.since_start(&container, at).await?;
             let (stop, exit_code) = self.engine.stop(&container).await?;
             Ok(Run {
-                create_to_answer: answered.duration_since(begin).as_secs_f64(),
-                process_to_answer,
+                create_to_response: responded.duration_since(begin).as_secs_f64(),
+                process_to_response,
                 stop: stop.as_secs_f64(),
                 exit_code,
             })
@@ -101,30 +102,30 @@ impl Trial<'_> {
             .await
     }
 
-    /// Starts the container, and tells when its first answer with status 200 was complete.
+    /// Starts the container. Returns the time at the end of its first response with status 200.
     async fn ready(&self, container: &Container) -> Result<(Instant, Timestamp)> {
         let service = Service::new(container.port, &self.subject.path);
-        let mut seen = String::from("nobody listened");
-        let answer = async {
-            // Not earlier: an attempt before the container's network is up waits for a whole second, for TCP to try again.
+        let mut last_attempt = String::from("connection refused");
+        let response = async {
+            // No attempt before the start: TCP would wait for a second before it retries.
             self.engine.start(container).await?;
             tokio::select! {
-                () = service.first_answer(&mut seen) => Ok((Instant::now(), Timestamp::now())),
+                () = service.first_response(&mut last_attempt) => Ok((Instant::now(), Timestamp::now())),
                 ended = self.engine.ended(container) => bail!(ended?),
             }
         };
-        match time::timeout(self.patience, answer).await {
-            Ok(answer) => answer,
+        match time::timeout(self.timeout, response).await {
+            Ok(response) => response,
             Err(_) => bail!(
-                "no answer with status 200 to GET {} on port {} within {:?}; the last attempt: {seen}",
+                "no response with status 200 to GET {} on port {} within {:?}; last attempt: {last_attempt}",
                 self.subject.path,
                 self.port,
-                self.patience
+                self.timeout
             ),
         }
     }
 
-    /// A container that dies under it has failed.
+    /// Fails if the container exits during the load.
     async fn under_load(
         &self,
         container: &Container,
@@ -132,7 +133,7 @@ impl Trial<'_> {
     ) -> Result<Load> {
         tokio::select! {
             load = load => load,
-            ended = self.engine.ended(container) => bail!("under load {}", ended?),
+            ended = self.engine.ended(container) => bail!("under load, {}", ended?),
         }
     }
 }
@@ -140,19 +141,19 @@ impl Trial<'_> {
 impl Work {
     #[expect(
         clippy::cast_precision_loss,
-        reason = "counts of requests and microseconds fit"
+        reason = "exact up to 2^53 requests or microseconds"
     )]
     fn new(load: &Load, cpu_seconds: f64, cpus: u64) -> Self {
         let (seconds, requests) = (load.elapsed.as_secs_f64(), load.latencies.len());
         let quantile = |quantile| match requests {
-            0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+            0 => Figure::NotAvailable("no request had a response with status 200".to_owned()),
             _ => Figure::Value(load.latencies.value_at_quantile(quantile) as f64 / 1e6),
         };
         let (ours, theirs) = (load.cpu_seconds / seconds, cpu_seconds / seconds);
         let bottleneck = if ours > theirs {
-            Some("it could have answered more")
+            Some("the image could have served more requests")
         } else if theirs < 0.8 && theirs < cpus as f64 / 2.0 {
-            Some("the way to it, such as the engine's forwarding of the port, was the limit")
+            Some("the bottleneck was between them, such as the engine's port forwarding")
         } else {
             None
         };
@@ -163,12 +164,12 @@ impl Work {
             requests: Figure::Value(requests + load.errors),
             errors: Figure::Value(load.errors),
             cpu_seconds_per_request: match requests {
-                0 => Figure::NotAvailable("no request got an answer with status 200".to_owned()),
+                0 => Figure::NotAvailable("no request had a response with status 200".to_owned()),
                 _ => Figure::Value(cpu_seconds / (requests + load.errors) as f64),
             },
             generator_cpus: Figure::Value(ours),
             generator_was_the_bottleneck: bottleneck.map(|why| {
-                format!("the load generator kept {ours:.2} of {cpus} processors busy, the container {theirs:.2}: {why}")
+                format!("the load generator used {ours:.2} of {cpus} CPUs, the container {theirs:.2}: {why}")
             }),
         }
     }

@@ -1,21 +1,21 @@
-//! How figures are written and read: sizes in decimal units, as Docker writes them, and times.
+//! Formats and parses figures. Sizes are in decimal units, as in Docker's output.
 
-/// What a number counts.
+/// Unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Bytes,
     Seconds,
     Count,
     PerSecond,
-    /// Processors kept busy.
+    /// Number of CPUs in use.
     Cpus,
-    /// An exit code: a number, but no quantity.
+    /// Exit code.
     Code,
-    /// No number at all.
+    /// Text instead of a number.
     Words,
 }
 
-/// From which value on, the unit, and what it is worth.
+/// Smallest value, unit, and factor.
 const BYTES: [(f64, &str, f64); 4] = [
     (1e9, " GB", 1e9),
     (1e6, " MB", 1e6),
@@ -23,7 +23,7 @@ const BYTES: [(f64, &str, f64); 4] = [
     (0.0, " B", 1.0),
 ];
 const SECONDS: [(f64, &str, f64); 3] = [(0.1, " s", 1.0), (1e-3, " ms", 1e-3), (0.0, " µs", 1e-6)];
-/// As they may be typed, where [`Unit::parse`] reads them.
+/// Units that [`Unit::parse`] accepts.
 const TYPED_BYTES: [(&str, f64); 8] = [
     ("kB", 1e3),
     ("KB", 1e3),
@@ -37,7 +37,7 @@ const TYPED_BYTES: [(&str, f64); 8] = [
 const TYPED_SECONDS: [(&str, f64); 4] = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("s", 1.0)];
 
 impl Unit {
-    /// As the data formats name it.
+    /// Returns its name in data formats.
     pub fn name(self) -> &'static str {
         match self {
             Unit::Bytes => "bytes",
@@ -50,13 +50,13 @@ impl Unit {
         }
     }
 
-    /// Three digits that count, and the unit: `882 kB`, `0.352 s`, `7.00 ms`.
+    /// Formats a value with three significant digits: `882 kB`, `0.352 s`, `7.00 ms`.
     pub fn write(self, value: f64) -> String {
         let (scaled, suffix) = self.scaled(value, value);
         format!("{scaled}{suffix}")
     }
 
-    /// The same with the lowest and the highest in the same unit: `0.352 s (0.331 – 0.410)`.
+    /// Formats a value and its range in the same unit: `0.352 s (0.331 – 0.410)`.
     pub fn write_range(self, value: f64, (lowest, highest): (f64, f64)) -> String {
         let part = |value_of| self.scaled(value_of, value).0;
         format!(
@@ -67,16 +67,16 @@ impl Unit {
         )
     }
 
-    /// Of a scale or a limit, where the numbers are round: `1 ms`.
+    /// Formats a round value, as on a scale: `1 ms`.
     pub fn write_mark(self, value: f64) -> String {
         let (scaled, suffix) = self.scaled(value, value);
         format!("{}{suffix}", without_zeros(&scaled))
     }
 
-    /// `value` in the unit that suits `example`, and that unit.
+    /// Returns `value` in the unit that suits `example`, and that unit.
     fn scaled(self, value: f64, example: f64) -> (String, &'static str) {
         let of = |scales: &[(f64, &'static str, f64)]| {
-            // What would be rounded to 1000 of a unit is 1 of the next.
+            // 999.9 kB is rounded to 1 MB and not to 1000 kB.
             let rounded = example.abs() * 1.0005;
             let (_, suffix, scale) = scales
                 .iter()
@@ -85,7 +85,7 @@ impl Unit {
             (three_digits(value / scale), *suffix)
         };
         match self {
-            // 79.0 MB is 79 MB, as Docker has it.
+            // 79 MB and not 79.0 MB, as in Docker's output.
             Unit::Bytes => {
                 let (digits, suffix) = of(&BYTES);
                 (without_zeros(&digits).to_owned(), suffix)
@@ -94,17 +94,17 @@ impl Unit {
             Unit::Seconds => of(&SECONDS),
             Unit::PerSecond => (thousands(value), "/s"),
             Unit::Cpus => (format!("{value:.2}"), ""),
-            // A scale may have a mark at half of one.
+            // A scale can have marks at fractions.
             Unit::Count if value.fract() != 0.0 && value.abs() < 10.0 => (value.to_string(), ""),
             Unit::Count | Unit::Code | Unit::Words => (thousands(value), ""),
         }
     }
 
-    /// What somebody typed, such as `900kB`, `1.5 MiB`, `200ms` or `12`.
+    /// Parses a value such as `900kB`, `1.5 MiB`, `200ms` or `12`.
     ///
     /// # Errors
     ///
-    /// A sentence that says what was wrong and what would do.
+    /// A message with the invalid part and what is expected.
     pub fn parse(self, text: &str) -> Result<f64, String> {
         let (suffixes, examples): (&[_], _) = match self {
             Unit::Bytes => (
@@ -121,18 +121,20 @@ impl Unit {
         let (number, suffix) = (&text[..digits], text[digits..].trim());
         let number: f64 = number
             .parse()
-            .map_err(|_| format!("`{text}` is not {examples}"))?;
+            .map_err(|_| format!("invalid value `{text}`: expected {examples}"))?;
         match suffixes.iter().find(|(known, _)| *known == suffix) {
             Some((_, scale)) => Ok(number * scale),
-            None if suffix.is_empty() => Err(format!("`{text}` has no unit; expected {examples}")),
+            None if suffix.is_empty() => {
+                Err(format!("missing unit in `{text}`: expected {examples}"))
+            }
             None => Err(format!(
-                "unknown unit `{suffix}` in `{text}`; expected {examples}"
+                "unknown unit `{suffix}` in `{text}`: expected {examples}"
             )),
         }
     }
 }
 
-/// An integer as it stands in a results file. Beyond 2^53 the last digits go, which no figure here has.
+/// Converts an integer. Values above 2^53 lose digits, but no figure is that large.
 #[expect(clippy::cast_precision_loss)]
 pub fn number(integer: u64) -> f64 {
     integer as f64
@@ -177,7 +179,7 @@ mod tests {
     use super::Unit;
 
     #[test]
-    fn sizes_are_written_as_docker_writes_them() {
+    fn sizes_look_like_dockers() {
         let written = [
             (0.0, "0 B"),
             (999.0, "999 B"),
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn times_keep_three_digits() {
+    fn times_have_three_digits() {
         let written = [
             (0.0, "0 s"),
             (0.000_004_2, "4.20 µs"),
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times_are_read() {
+    fn parses_sizes_and_times() {
         let read = [
             (Unit::Bytes, "900kB", 900_000.0),
             (Unit::Bytes, "1.5 MB", 1_500_000.0),
@@ -237,17 +239,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn errors_name_the_invalid_part() {
         let wrong = [
-            (Unit::Bytes, "900", "`900` has no unit"),
+            (Unit::Bytes, "900", "missing unit in `900`"),
             (Unit::Bytes, "900qB", "unknown unit `qB`"),
             (Unit::Bytes, "900mb", "unknown unit `mb`"),
-            (Unit::Bytes, "kB", "`kB` is not a size"),
-            (Unit::Bytes, "-1kB", "`-1kB` is not a size"),
-            (Unit::Seconds, "1.2.3s", "is not a time"),
+            (Unit::Bytes, "kB", "invalid value `kB`: expected a size"),
+            (Unit::Bytes, "-1kB", "invalid value `-1kB`"),
+            (Unit::Seconds, "1.2.3s", "expected a time"),
             (Unit::Seconds, "1kB", "unknown unit `kB`"),
             (Unit::Count, "1s", "unknown unit `s`"),
-            (Unit::Count, "", "is not a number"),
+            (Unit::Count, "", "expected a number"),
         ];
         for (unit, text, message) in wrong {
             let error = unit.parse(text).unwrap_err();

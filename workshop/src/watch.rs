@@ -1,7 +1,7 @@
-//! `cargo workshop watch`: what a client loses while a service is rolled, stopped or scaled.
+//! `cargo workshop watch`: sends requests during a rollout, and counts the lost ones.
 //!
-//! An open loop: each request is due at a time fixed beforehand, however long earlier ones take, so that an outage is
-//! met by as many requests as any other second. Every one ends as an [`Event`], and one place counts them.
+//! The load is an open loop: each request has a fixed time, however long earlier ones take. Each
+//! ends as an [`Event`], and [`Tally`] counts them.
 
 mod client;
 mod tally;
@@ -30,55 +30,58 @@ use tally::{Connections, Event, Tally};
 use crate::{progress::width, signals::Signals, table::wrap};
 
 const HELP: &str = "\
-A request is good if all of an answer with status 200 came in time. Any other is lost. The summary tells them apart by \
-cause, and by the release and host that answered, if the answer names them as /version does (JSON with \"release\" \
-and \"hostname\").
+Requests are sent at fixed times, whether or not earlier ones have finished, so that an outage \
+meets as many requests as any other time. Some are sent on new connections, the others on \
+keep-alive connections.
 
-Requests are due at fixed times, whether or not earlier ones were answered, and in two ways side by side: each on a \
-new connection, and on kept ones. The server may close a kept connection between two requests: nothing is lost by \
-that. If it does so while a request is on its way, that one is lost. Browsers would ask again unseen, so the summary \
-also counts these apart (\"retriable\").
+A request is good if it has a complete response with status 200 within the timeout. Any other \
+request is lost. If the server closes a keep-alive connection between two requests, nothing is \
+lost. If it closes or resets the connection before the response, the request is lost, but browsers \
+would retry it: the summary also counts these (\"retriable\").
 
-Causes: refused, reset, timed out, status NNN (any but 200), truncated (closed within head or body), closed without an \
-answer, unreachable, host name not resolved, not HTTP, other.
+The summary groups requests by cause of loss, and by the release and host that responded, if the \
+response names them as /version does (JSON with \"release\" and \"hostname\"). Causes: refused, \
+reset, timed out, status NNN (other than 200), truncated (closed during the response), closed \
+without a response, unreachable, host name not resolved, not HTTP, other.
 
-Ctrl-C or SIGTERM ends it: what is under way is awaited, then the summary comes, on stdout. All else is on stderr. \
-Times in the JSON are seconds, from the beginning where they are moments.
+Ctrl-C or SIGTERM ends the watch. It waits for in-flight requests, and prints the summary on \
+standard output. Everything else is on standard error. In the JSON, times are in seconds, and \
+points in time count from the start.
 
-Exit codes: 0 nothing lost; 1 something lost; 2 wrong arguments, or nothing ever answered.";
+Exit codes: 0 no request lost; 1 a request lost; 2 invalid arguments, or no response at all.";
 
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {
-    /// As `http://localhost:8080`, no TLS; without a path it asks /version
+    /// URL of the service, such as http://localhost:8080, without TLS [default path: /version]
     url: Target,
 
-    /// New connections a second, 0 for none
+    /// Requests per second on new connections
     #[arg(long, value_name = "N", default_value = "50", value_parser = rate)]
     rate: f64,
 
-    /// Connections kept alive. When one still waits, the next request that is due on it takes a further connection
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    kept: u32,
+    /// Number of keep-alive connections. If one is busy, its next request opens another connection
+    #[arg(long, alias = "kept", value_name = "N", default_value_t = 10)]
+    keep_alive: u32,
 
-    /// Requests a second on each kept connection
-    #[arg(long, value_name = "N", default_value = "5", value_parser = rate)]
-    kept_rate: f64,
+    /// Requests per second on each keep-alive connection
+    #[arg(long, alias = "kept-rate", value_name = "N", default_value = "5", value_parser = rate)]
+    keep_alive_rate: f64,
 
-    /// For one request: name resolution, connection and all of the answer
+    /// Timeout of a request, from name resolution to the end of the response
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
-    /// Ends by itself after this long [default: on Ctrl-C or SIGTERM]
+    /// End after this time [default: at Ctrl-C or SIGTERM]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
 
-    /// Requests under way at once. Those due beyond are not sent, and the summary says how many
-    // Below the 1,024 files that a process may have open on most machines.
-    #[arg(long, value_name = "N", default_value_t = 900)]
-    at_once: u32,
+    /// Maximum number of requests in flight. Further ones are skipped and counted
+    // Below the usual file-descriptor limit of 1,024.
+    #[arg(long, alias = "at-once", value_name = "N", default_value_t = 900)]
+    max_in_flight: u32,
 
-    /// Of the summary
+    /// Format of the summary
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -94,10 +97,10 @@ fn rate(text: &str) -> Result<f64> {
         .parse()
         .ok()
         .filter(|rate| (0.0..=10_000.0).contains(rate));
-    rate.context("expected a number from 0 to 10000, requests a second")
+    rate.context("expected a number of requests per second from 0 to 10000")
 }
 
-/// `30`, `30s`, `500ms`, `2m`.
+/// Parses `30`, `30s`, `500ms` or `2m`.
 fn duration(text: &str) -> Result<Duration> {
     let seconds = text
         .parse()
@@ -106,29 +109,29 @@ fn duration(text: &str) -> Result<Duration> {
     let parsed = seconds.or_else(|| text.parse::<SignedDuration>().ok()?.try_into().ok());
     parsed
         .filter(|parsed| !parsed.is_zero())
-        .context("expected a time, as 30s, 500ms or 2m")
+        .context("expected a time, such as 30s, 500ms or 2m")
 }
 
 /// # Errors
-/// Neither kind of connection was asked for; nothing ever answered; a signal while the last requests are awaited.
+/// Both rates are zero, no response came at all, or a second signal came.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let kept_rate = f64::from(arguments.kept) * arguments.kept_rate;
+    let keep_alive_rate = f64::from(arguments.keep_alive) * arguments.keep_alive_rate;
     ensure!(
-        arguments.rate + kept_rate > 0.0,
-        "nothing to ask: --rate or --kept must be above 0"
+        arguments.rate + keep_alive_rate > 0.0,
+        "no requests to send: --rate or --keep-alive must be greater than 0"
     );
     let mut signals = Signals::new()?;
 
     let (events, mut ended) = mpsc::unbounded_channel();
-    let at_once = usize::try_from(arguments.at_once)?;
+    let max_in_flight = usize::try_from(arguments.max_in_flight)?;
     let open_loop = Arc::new(OpenLoop {
         target: arguments.url.clone(),
         timeout: arguments.timeout,
         begun: Instant::now(),
         stop: CancellationToken::new(),
-        under_way: Arc::new(Semaphore::new(at_once)),
+        permits: Arc::new(Semaphore::new(max_in_flight)),
     });
-    let slots = (0..arguments.kept).map(|_| Slot::default()).collect();
+    let slots = (0..arguments.keep_alive).map(|_| Slot::default()).collect();
     tokio::spawn(open_loop.clone().run(
         Connections::New,
         arguments.rate,
@@ -138,7 +141,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     tokio::spawn(
         open_loop
             .clone()
-            .run(Connections::Kept, kept_rate, slots, events),
+            .run(Connections::Kept, keep_alive_rate, slots, events),
     );
 
     let mut tally = Tally::new(open_loop.target.to_string(), open_loop.begun);
@@ -152,15 +155,15 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
                 Some(event) => if let Some(news) = tally.add(event) {
                     view.line(&format!("{:.1} s: {news}", tally.seconds_at(Instant::now())));
                 },
-                // Each request has a sender, and so does what sends them: all have ended.
+                // All senders are dropped, so all requests have ended.
                 None => break,
             },
             () = &mut end, if !open_loop.stop.is_cancelled() => open_loop.stop.cancel(),
             _ = signals.next() => {
-                ensure!(!open_loop.stop.is_cancelled(), "a second signal ended it before the summary");
+                ensure!(!open_loop.stop.is_cancelled(), "a second signal came before the summary");
                 open_loop.stop.cancel();
             }
-            _ = refresh.tick() => view.show(&tally.status(at_once - open_loop.under_way.available_permits())),
+            _ = refresh.tick() => view.show(&tally.status(max_in_flight - open_loop.permits.available_permits())),
         }
     }
     view.clear();
@@ -181,36 +184,37 @@ fn report(tally: &Tally, format: Format) -> Result<ExitCode> {
         Format::Json => serde_json::to_string_pretty(tally)?,
     };
     writeln!(io::stdout(), "{summary}").context("cannot write the summary")?;
-    if !tally.ever_answered {
+    if !tally.ever_responded {
         let first = tally.losses.iter().next();
         let why = first.map_or_else(
             || {
                 tally
                     .unsent_reason
                     .clone()
-                    .unwrap_or_else(|| "nothing was asked yet".to_owned())
+                    .unwrap_or_else(|| "no request was sent".to_owned())
             },
             |(key, row)| format!("{}, {}", key.cause, row.detail),
         );
-        bail!("{} never answered: {why}", tally.url);
+        bail!("no response from {}: {why}", tally.url);
     }
     Ok(ExitCode::from(u8::from(tally.lost > 0)))
 }
 
-/// A kept connection's place.
+/// Place of a keep-alive connection.
 type Slot = Arc<Mutex<Option<Connection>>>;
 
 struct OpenLoop {
     target: Target,
     timeout: Duration,
     begun: Instant,
-    /// Nothing further is sent.
+    /// Cancelled when no further requests are to be sent.
     stop: CancellationToken,
-    under_way: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl OpenLoop {
-    /// Sends `rate` requests a second, on kept connections in turn if there are `slots`.
+    /// Sends `rate` requests per second: in turn on the connections in `slots`, or else on new
+    /// ones.
     async fn run(
         self: Arc<Self>,
         connection: Connections,
@@ -222,17 +226,16 @@ impl OpenLoop {
             return;
         }
         for n in 0_u32.. {
-            // From the beginning each time: neither a late timer nor a rounded period adds up, and what is overdue is
-            // sent at once.
+            // Calculated from the beginning, so that delays and rounding errors do not add up.
             let due = self.begun + Duration::from_secs_f64(f64::from(n) / rate);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 () = time::sleep_until(due) => {}
             }
-            let Ok(permit) = self.under_way.clone().try_acquire_owned() else {
+            let Ok(permit) = self.permits.clone().try_acquire_owned() else {
                 _ = events.send(Event::Unsent {
-                    reason: "--at-once requests were under way".to_owned(),
+                    reason: "--max-in-flight was reached".to_owned(),
                 });
                 continue;
             };
@@ -244,24 +247,24 @@ impl OpenLoop {
                     None => {
                         open_loop
                             .target
-                            .ask(None, open_loop.timeout, &mut progress)
+                            .send(None, open_loop.timeout, &mut progress)
                             .await
                     }
-                    Some(Ok(mut kept)) => {
+                    Some(Ok(mut connection)) => {
                         open_loop
                             .target
-                            .ask(Some(&mut kept), open_loop.timeout, &mut progress)
+                            .send(Some(&mut connection), open_loop.timeout, &mut progress)
                             .await
                     }
                     Some(Err(_)) => {
                         open_loop
                             .target
-                            .ask(Some(&mut None), open_loop.timeout, &mut progress)
+                            .send(Some(&mut None), open_loop.timeout, &mut progress)
                             .await
                     }
                 };
                 let done = Instant::now();
-                _ = events.send(Event::Asked {
+                _ = events.send(Event::Sent {
                     connection,
                     due,
                     done,
@@ -274,13 +277,13 @@ impl OpenLoop {
     }
 }
 
-/// On a terminal one line that is always up to date; elsewhere one every few seconds. Both on stderr, without colours.
+/// Progress on standard error: one line that changes on a terminal, or else a line every few
+/// seconds.
 struct View(Option<ProgressBar>);
 
 impl View {
     fn new() -> Self {
-        let style =
-            ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
+        let style = ProgressStyle::with_template("{wide_msg}").expect("the template is valid");
         View(
             io::stderr()
                 .is_terminal()
@@ -306,7 +309,7 @@ impl View {
         }
     }
 
-    /// One that stays.
+    /// Prints a line that stays.
     fn line(&self, line: &str) {
         match &self.0 {
             Some(bar) => bar.println(wrap(line, width(&Term::stderr()))),

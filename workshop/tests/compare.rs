@@ -1,4 +1,4 @@
-//! `cargo workshop compare` on real images in a real engine, by other means of counting.
+//! `cargo workshop compare` on real images in a real engine. Figures are verified with other tools.
 
 use std::{
     io::Read,
@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// A run waits for no other: each clears what it finds abandoned, and their figures would suffer.
+/// Only one comparison at a time, because they would disturb each other.
 static ENGINE: Mutex<()> = Mutex::new(());
 
 fn engine() -> MutexGuard<'static, ()> {
@@ -54,7 +54,7 @@ fn workshop(arguments: &[&str]) -> Command {
     command
 }
 
-/// Exit code, what it said, and the results file.
+/// Returns the exit code, the output, and the results file.
 fn compare(arguments: &[&str]) -> (Option<i32>, String, Value) {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().to_str().unwrap();
@@ -70,7 +70,8 @@ fn compare(arguments: &[&str]) -> (Option<i32>, String, Value) {
     )
 }
 
-/// An image of the tutorial's first, which has a shell and the service, changed by a few lines; removed when dropped.
+/// An image based on timber-tutorial:1, which contains a shell and the service. Removed when
+/// dropped.
 struct Image(String);
 
 impl Image {
@@ -102,7 +103,7 @@ fn base() -> &'static str {
         .success();
     assert!(
         there,
-        "this test needs the image timber-tutorial:1: docker build -t timber-tutorial:1 ."
+        "missing image timber-tutorial:1: run docker build -t timber-tutorial:1 ."
     );
     "timber-tutorial:1"
 }
@@ -130,7 +131,7 @@ fn median(results: &Value, image: &str, path: &str) -> f64 {
     samples[samples.len() / 2]
 }
 
-/// Names and sizes of an archive's regular files and hard links, by GNU tar.
+/// Lists sizes and names of the files and hard links in an archive, with GNU tar.
 fn listing(archive: &str) -> Vec<(u64, String)> {
     let output = run("tar", &["-tvf", archive]);
     let lines = String::from_utf8(output.stdout).unwrap();
@@ -145,7 +146,7 @@ fn listing(archive: &str) -> Vec<(u64, String)> {
     files.map(file).collect()
 }
 
-/// The layers that `docker save` writes.
+/// Returns the layers in the archive of `docker save`.
 fn layers(directory: &Path, image: &str) -> Vec<String> {
     let directory = directory.display();
     docker(&format!("save --output {directory}/save.tar {image}"));
@@ -168,9 +169,9 @@ fn layers(directory: &Path, image: &str) -> Vec<String> {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn sizes_are_what_other_means_count() {
+fn sizes_agree_with_other_tools() {
     let _engine = engine();
-    // Files that go, files that come again, and one with two names.
+    // Removed files, replaced files, and a file with two names.
     let image = Image::new(
         "sizes",
         "USER 0:0\n\
@@ -204,7 +205,7 @@ fn sizes_are_what_other_means_count() {
     ));
     docker(&format!("rm {container}"));
     let layers = layers(directory.path(), &image.0);
-    // What the engine puts into each container, in the place of what the image may have there.
+    // The engine replaces these files in each container.
     let replaced = |(_, name): &(u64, String)| {
         let name = name.trim_start_matches("./");
         matches!(
@@ -226,7 +227,7 @@ fn sizes_are_what_other_means_count() {
     );
     assert_eq!(size("files"), files.len() as u64);
 
-    // Implementations of gzip differ by some percent at the same level: zlib-rs's files are 3 % larger than GNU's.
+    // At the same level, files from zlib-rs are 3 % larger than GNU's.
     let gzip = |layer: &String| {
         run("gzip", &["-6", "--stdout", "--no-name", layer])
             .stdout
@@ -247,7 +248,7 @@ fn sizes_are_what_other_means_count() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn starts_take_what_they_take() {
+fn start_times_agree_with_other_tools() {
     const SLEEP: f64 = 2.0;
     let _engine = engine();
     let slow = Image::new(
@@ -266,7 +267,7 @@ fn starts_take_what_they_take() {
         "json",
     ]);
     assert_eq!(code, Some(0), "{said}");
-    for path in ["/start/process_to_answer", "/start/create_to_answer"] {
+    for path in ["/start/process_to_response", "/start/create_to_response"] {
         let difference = median(&results, &slow.0, path) - median(&results, base(), path);
         assert!(
             (difference - SLEEP).abs() < 1.0,
@@ -274,7 +275,7 @@ fn starts_take_what_they_take() {
         );
     }
 
-    // Another client: `docker run`, and wget's like, until it answers.
+    // The same with docker run and curl.
     let begin = Instant::now();
     let container = docker(&format!(
         "run --detach --label timber.test=true --publish 127.0.0.1::8080 {}",
@@ -290,22 +291,22 @@ fn starts_take_what_they_take() {
     {
         assert!(
             begin.elapsed() < Duration::from_secs(30),
-            "it does not answer at {address}"
+            "no response at {address}"
         );
         thread::sleep(Duration::from_millis(10));
     }
     let independent = begin.elapsed().as_secs_f64();
     docker(&format!("rm --force {container}"));
-    let ours = median(&results, &slow.0, "/start/create_to_answer");
+    let ours = median(&results, &slow.0, "/start/create_to_response");
     assert!(
         (ours - independent).abs() < 1.5,
-        "{ours} s, by docker run and curl {independent} s"
+        "{ours} s, with docker run and curl {independent} s"
     );
 }
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn what_fails_is_told_and_the_others_are_measured() {
+fn failed_images_are_reported_and_the_others_measured() {
     let _engine = engine();
     let silent = Image::new(
         "silent",
@@ -344,12 +345,12 @@ fn what_fails_is_told_and_the_others_are_measured() {
         .map(|image| &image["failure"])
         .collect();
     for (failure, part) in failures.iter().zip([
-        "there is no image timber-test:absent",
-        "no answer with status 200 to GET / on port 8080 within 5s",
-        "it exited with code 3: no configuration",
-        "say timber-test:ports",
-        "is taken",
-        "the last attempt: status 404",
+        "missing image timber-test:absent",
+        "no response with status 200 to GET / on port 8080 within 5s",
+        "the container exited with code 3: no configuration",
+        "choose one, as timber-test:ports",
+        "is in use",
+        "last attempt: status 404",
     ]) {
         assert!(
             failure
@@ -362,13 +363,13 @@ fn what_fails_is_told_and_the_others_are_measured() {
     assert_eq!(*figure(&results, base(), "/work/errors"), 0);
     assert!(
         figure(&results, &silent.0, "/size/unpacked_bytes").as_u64() > Some(0),
-        "it has a size nevertheless"
+        "a failed image has a size"
     );
     assert_eq!(containers(), "");
 }
 
 #[test]
-fn an_engine_that_is_not_running_is_told() {
+fn a_missing_engine_is_an_error() {
     let mut command = workshop(&["compare", "timber-tutorial:2"]);
     let output = command
         .env("DOCKER_HOST", "unix:///nowhere/docker.sock")
@@ -377,13 +378,13 @@ fn an_engine_that_is_not_running_is_told() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(
-        said.contains("no container engine answers at unix:///nowhere/docker.sock"),
+        said.contains("no container engine responds at unix:///nowhere/docker.sock"),
         "{said}"
     );
 }
 
 #[test]
-fn what_would_spoil_the_end_is_told_at_the_beginning() {
+fn options_are_checked_before_the_measurement() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let below = format!("{}/results", file.path().display());
     for (arguments, said) in [
@@ -393,7 +394,7 @@ fn what_would_spoil_the_end_is_told_at_the_beginning() {
         ),
         (
             ["--fail-over", "timber-tutorial:3/size=1MB"],
-            "timber-tutorial:3: no image has this name".to_owned(),
+            "timber-tutorial:3: unknown image".to_owned(),
         ),
         (["--baseline", "/nowhere.json"], "--baseline".to_owned()),
     ] {
@@ -411,7 +412,7 @@ fn what_would_spoil_the_end_is_told_at_the_beginning() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn an_interrupted_run_leaves_nothing() {
+fn an_interrupted_comparison_removes_its_containers() {
     let _engine = engine();
     for (signal, delay) in [(Signal::INT, 0), (Signal::INT, 300), (Signal::TERM, 700)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
@@ -427,7 +428,7 @@ fn an_interrupted_run_leaves_nothing() {
         while containers().is_empty() {
             assert!(
                 begin.elapsed() < Duration::from_mins(1),
-                "it creates no container"
+                "no container was created"
             );
         }
         thread::sleep(Duration::from_millis(delay));
@@ -446,7 +447,7 @@ fn an_interrupted_run_leaves_nothing() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn what_a_killed_run_left_is_cleared() {
+fn containers_of_a_killed_comparison_are_removed() {
     let _engine = engine();
     let mut gone = Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
@@ -463,15 +464,73 @@ fn what_a_killed_run_left_is_cleared() {
     let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains(&format!(
-        "another comparison is running on this engine, as process {}",
+        "process {} is running another comparison on this engine",
         process::id()
     )));
     docker(&format!("rm {living}"));
     let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(
-        said.contains("removed 1 containers of a run that did not end well"),
+        said.contains("Containers of an aborted comparison removed: 1"),
         "{said}"
     );
     assert_eq!(containers(), "");
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn figures_from_stand_ins_say_so() {
+    let _engine = engine();
+    // An image inherits the label of its base image.
+    let inherited = Image::new("stand-in", "LABEL timber.stand-in=true");
+    // An image FROM scratch does not. The base images of this one are known from Dockerfile.musl.
+    let from_scratch = "timber-tutorial:2";
+    let dockerfile = concat!(env!("CARGO_MANIFEST_DIR"), "/../Dockerfile.musl");
+    let dockerfile = std::fs::read_to_string(dockerfile).unwrap();
+    let base = dockerfile
+        .lines()
+        .find_map(|line| line.strip_prefix("FROM rust:"))
+        .map(|rest| format!("rust:{}", rest.split(' ').next().unwrap()))
+        .unwrap();
+    let label = "{{index .Config.Labels \"timber.stand-in\"}}";
+    let label = run("docker", &["image", "inspect", "--format", label, &base]);
+    let is_stand_in = String::from_utf8(label.stdout).unwrap().trim() == "true";
+    println!("{base} is a stand-in: {is_stand_in}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().to_str().unwrap();
+    let subject = format!("{}=inherited:path=/index", inherited.0);
+    let mut command = workshop(&["compare", &subject, from_scratch, "--output", output]);
+    let output = command
+        .args(["--runs", "1", "--load", "1"])
+        .output()
+        .unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let read = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let results: Value = serde_json::from_str(&read("results.json")).unwrap();
+    assert_eq!(
+        results["images"][0]["stand_ins"][0]["image"],
+        "its base image"
+    );
+    let stand_ins = results["images"][1]["stand_ins"].as_array().unwrap();
+    assert_eq!(stand_ins.len(), usize::from(is_stand_in), "{stand_ins:?}");
+    let marked = format!("{from_scratch} †");
+    let read = |name| read(name).replace('\u{a0}', " ");
+    for (name, text) in [
+        ("table", table.replace('\n', " ")),
+        ("report.html", read("report.html")),
+        ("report.svg", read("report.svg")),
+    ] {
+        assert!(text.contains("inherited †"), "{name}: {text}");
+        assert!(
+            text.contains("† Built with local stand-ins"),
+            "{name}: {text}"
+        );
+        assert_eq!(text.contains(&marked), is_stand_in, "{name}: {text}");
+    }
 }

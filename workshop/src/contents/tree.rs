@@ -1,4 +1,4 @@
-//! The file system that layers make, and what is in it.
+//! The file system that results from the layers, and its properties.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,19 +25,19 @@ const PROGRAM_DIRECTORIES: [&str; 6] = [
     "usr/local/sbin",
 ];
 
-/// One name in the file system.
+/// A path in the file system.
 struct Node {
     kind: EntryType,
     mode: u32,
-    /// Index of its bytes in [`Tree::inodes`], shared by hard links.
+    /// Index in [`Tree::inodes`]. Hard links share it.
     inode: usize,
 }
 
-/// What several names may share.
+/// A file, which can have several paths.
 struct Inode {
     bytes: u64,
     crates: u64,
-    /// Of the few files that are looked into.
+    /// Content of the few files that are parsed later.
     text: Option<String>,
 }
 
@@ -48,6 +48,7 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Applies a layer.
     pub fn lay_over(&mut self, layer: impl Read) -> Result<()> {
         let mut added = Tree::default();
         let mut removed = Vec::new();
@@ -55,7 +56,7 @@ impl Tree {
             let mut entry = entry?;
             let name = name_of(&entry)?;
             let (parent, last) = name.rsplit_once('/').unwrap_or(("", &name));
-            // What a layer takes away, as the OCI's image specification has it: whiteouts.
+            // Whiteouts remove files of lower layers (OCI image specification, layer.md).
             if last == ".wh..wh..opq" {
                 removed.push((parent.to_owned(), true));
             } else if let Some(hidden) = last.strip_prefix(".wh.") {
@@ -87,12 +88,12 @@ impl Tree {
     fn add(&mut self, name: String, entry: &mut Entry<impl Read>) -> Result<()> {
         let (kind, mode) = (entry.header().entry_type(), entry.header().mode()?);
         if kind == EntryType::Link {
-            let to = entry.link_name()?.context("a hard link to nowhere")?;
+            let to = entry.link_name()?.context("hard link without a target")?;
             let to = normal(&to.to_string_lossy());
             let node = self
                 .nodes
                 .get(&to)
-                .with_context(|| format!("{name} is a link to {to}, which is not there"))?;
+                .with_context(|| format!("missing target of the hard link {name}: {to}"))?;
             let node = Node {
                 kind: node.kind,
                 mode: node.mode,
@@ -177,7 +178,7 @@ impl Tree {
             .keys()
             .any(|name| rpm.iter().any(|directory| name.starts_with(directory)))
         {
-            return Figure::NotAvailable("rpm's database is not read here".to_owned());
+            return Figure::NotAvailable("unsupported database: rpm".to_owned());
         }
         let counts = [
             ("dpkg", self.dpkg()),
@@ -205,7 +206,7 @@ impl Tree {
         )
     }
 
-    /// The whole database, or, in images without dpkg itself, a file for each package.
+    /// Counts packages in dpkg's database, or, in images without dpkg, the files in status.d.
     fn dpkg(&self) -> u64 {
         let installed = self.lines_with("var/lib/dpkg/status", "Status: install ok installed");
         let single = self
@@ -225,7 +226,7 @@ impl Tree {
         self.inodes[self.nodes.get(name)?.inode].text.as_deref()
     }
 
-    /// Where it is, if it is there: a file that can be executed, or a link.
+    /// Returns the path of an executable file or link of this name.
     fn program(&self, name: &str) -> Option<String> {
         let paths = PROGRAM_DIRECTORIES
             .iter()
@@ -261,7 +262,7 @@ fn read_text(entry: &mut impl Read) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// How many crates the list that cargo-auditable puts into a binary names.
+/// Counts the crates in the list that cargo-auditable embeds in a binary.
 fn crates_in(entry: &mut impl Read) -> Result<u64> {
     let mut magic = Vec::new();
     entry.take(4).read_to_end(&mut magic)?;
@@ -270,16 +271,17 @@ fn crates_in(entry: &mut impl Read) -> Result<u64> {
     }
     let mut binary = magic;
     entry.read_to_end(&mut binary)?;
-    // Most binaries have no such list, and some are too odd for the parser: no list either.
+    // Most binaries have no list. A binary that cannot be parsed counts as one without.
     let list = auditable_info::audit_info_from_slice(&binary, 64 << 20);
     Ok(list.map_or(0, |list| list.packages.len() as u64))
 }
 
+/// Returns the normalized path of an entry.
 pub fn name_of(entry: &Entry<impl Read>) -> Result<String> {
     Ok(normal(&entry.path()?.to_string_lossy()))
 }
 
-/// Without the `./`, `/` and final `/` that some archives have.
+/// Removes the leading `./` or `/` and the trailing `/` that some archives contain.
 fn normal(path: &str) -> String {
     path.trim_start_matches("./").trim_matches('/').to_owned()
 }

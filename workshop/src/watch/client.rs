@@ -1,4 +1,4 @@
-//! One request and what became of it.
+//! A request and its outcome.
 
 use std::{error::Error, fmt, io, iter, str::FromStr};
 
@@ -13,13 +13,13 @@ use tokio::{net, net::TcpStream, task::JoinSet, time};
 
 use crate::table::clean;
 
-/// More than any `/version` has. Of a longer body the rest is awaited, but not kept.
+/// Maximum size of a body in memory. The rest of a longer body is read and discarded.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// What is asked: `http://HOST[:PORT][/PATH]`.
+/// The URL of requests: `http://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// As in the URL, for the request's Host.
+    /// Host and port as in the URL, for the Host header.
     authority: String,
     host: String,
     port: u16,
@@ -33,18 +33,15 @@ impl FromStr for Target {
         let expected = "expected http://HOST[:PORT][/PATH]";
         let uri: Uri = url
             .parse()
-            .with_context(|| format!("not a URL, {expected}"))?;
+            .with_context(|| format!("invalid URL: {expected}"))?;
         let scheme = uri.scheme_str().unwrap_or_default();
-        ensure!(
-            scheme != "https",
-            "TLS is not spoken, only HTTP: {expected}"
-        );
-        ensure!(scheme == "http", "not an http URL, {expected}");
+        ensure!(scheme != "https", "unsupported scheme https: {expected}");
+        ensure!(scheme == "http", "missing scheme http: {expected}");
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
         let host = uri.host().unwrap_or_default();
         ensure!(
             !authority.contains('@'),
-            "it sends no user name or password: {expected}"
+            "unsupported user name in the URL: {expected}"
         );
         let port = match authority.strip_prefix(host).unwrap_or_default() {
             "" => 80,
@@ -55,7 +52,7 @@ impl FromStr for Target {
         };
         ensure!(
             !host.is_empty() && port > 0,
-            "the host or its port is wrong, {expected}"
+            "invalid host or port: {expected}"
         );
         let path = match uri.path_and_query().map_or("/", |path| path.as_str()) {
             "/" if !url["http://".len()..].contains('/') => "/version".to_owned(),
@@ -64,7 +61,7 @@ impl FromStr for Target {
         };
         let path = path
             .parse()
-            .with_context(|| format!("the path is wrong, {expected}"))?;
+            .with_context(|| format!("invalid path: {expected}"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
         Ok(Target {
             authority,
@@ -87,18 +84,18 @@ pub enum Cause {
     Refused,
     Reset,
     TimedOut,
-    /// Any but 200.
+    /// A status other than 200.
     Status(u16),
-    /// The connection was closed within the answer's head or body.
+    /// The connection was closed during the response.
     Truncated,
-    /// The connection was closed before the answer's first byte.
+    /// The connection was closed before the first byte of the response.
     Closed,
     Unreachable,
     Unresolved,
-    /// The answer is not HTTP.
+    /// The response is not HTTP.
     Malformed,
     Other,
-    /// Not the service's doing: this machine has no port or file left for one more connection.
+    /// This machine has no port or file descriptor left. Not a loss.
     Exhausted,
 }
 
@@ -110,7 +107,7 @@ impl fmt::Display for Cause {
             Cause::Reset => "reset",
             Cause::TimedOut => "timed out",
             Cause::Truncated => "truncated",
-            Cause::Closed => "closed without an answer",
+            Cause::Closed => "closed without a response",
             Cause::Unreachable => "unreachable",
             Cause::Unresolved => "host name not resolved",
             Cause::Malformed => "not HTTP",
@@ -129,53 +126,53 @@ impl Serialize for Cause {
 #[derive(Debug)]
 pub struct Loss {
     pub cause: Cause,
-    /// For people.
+    /// Error message.
     pub detail: String,
 }
 
-/// Who answered. Both are null where the answer does not tell.
+/// Release and host that responded. `None`: unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Answerer {
+pub struct Responder {
     pub release: Option<String>,
     #[serde(rename(deserialize = "hostname"))]
     pub host: Option<String>,
 }
 
-/// How far a request came. It is kept apart from the result, so that a timeout leaves it behind.
+/// State of a request. Separate from the result, so that it survives a timeout.
 #[derive(Debug, Default)]
 pub struct Progress {
     step: &'static str,
-    /// On a kept connection that had answered before.
+    /// The connection has had a response before.
     pub reused: bool,
-    /// The head of an answer came.
-    pub answered: bool,
-    /// Who answered, or had answered last on a kept connection.
-    pub answerer: Option<Answerer>,
+    /// The head of the response was received.
+    pub responded: bool,
+    /// Sender of this response, or of the last one on the same connection.
+    pub responder: Option<Responder>,
 }
 
-/// Between two requests it notices by itself that the server closes it. Dropped, it is closed at once.
+/// A connection. Its task notices if the server closes it. Dropping it closes it.
 pub struct Connection {
     sender: http1::SendRequest<Empty<Bytes>>,
-    /// The one task that reads and writes. It ends with whether a part of an answer was left over.
+    /// The task that reads and writes. Returns whether an incomplete response was received.
     driver: JoinSet<bool>,
-    answerer: Option<Answerer>,
+    responder: Option<Responder>,
 }
 
 impl Target {
-    /// Asks once, on the connection that is `kept`, on a new one where there is none or it was closed meanwhile. With
-    /// `None` the connection is for this request alone, and the server is told so.
+    /// Sends a request. Reuses the connection in `slot`, or stores a new one there if it is missing
+    /// or closed. Without a slot, the connection is closed after the request.
     ///
     /// # Errors
-    /// Anything but a complete answer with status 200 within `timeout`.
-    pub async fn ask(
+    /// Anything but a complete response with status 200 within `timeout`.
+    pub async fn send(
         &self,
-        mut kept: Option<&mut Option<Connection>>,
+        mut slot: Option<&mut Option<Connection>>,
         timeout: time::Duration,
         progress: &mut Progress,
     ) -> Result<(), Loss> {
-        // Out of its place, so that it does not come back after a loss.
-        let connection = kept.as_mut().and_then(|kept| kept.take());
-        let exchange = self.exchange(connection, kept.is_some(), progress);
+        // Taken out of its slot, so that it is dropped after a loss.
+        let connection = slot.as_mut().and_then(|slot| slot.take());
+        let exchange = self.exchange(connection, slot.is_some(), progress);
         let Ok(result) = time::timeout(timeout, exchange).await else {
             let detail = format!("{} took longer than {timeout:?}", progress.step);
             return Err(Loss {
@@ -184,49 +181,53 @@ impl Target {
             });
         };
         let connection = result?;
-        if let Some(kept) = kept {
-            *kept = Some(connection);
+        if let Some(slot) = slot {
+            *slot = Some(connection);
         }
         Ok(())
     }
 
     async fn exchange(
         &self,
-        mut kept: Option<Connection>,
-        keep: bool,
+        mut idle: Option<Connection>,
+        keep_alive: bool,
         progress: &mut Progress,
     ) -> Result<Connection, Loss> {
         loop {
             let mut connection = None;
-            if let Some(mut candidate) = kept.take()
+            if let Some(mut candidate) = idle.take()
                 && candidate.sender.ready().await.is_ok()
             {
                 connection = Some(candidate);
             }
             progress.reused = connection.is_some();
-            progress.answerer = connection
+            progress.responder = connection
                 .as_ref()
-                .and_then(|connection| connection.answerer.clone());
+                .and_then(|connection| connection.responder.clone());
             let mut connection = match connection {
                 Some(connection) => connection,
                 None => self.connect(progress).await?,
             };
-            progress.step = "the answer";
-            let response = match connection.sender.try_send_request(self.request(keep)).await {
+            progress.step = "the response";
+            let response = match connection
+                .sender
+                .try_send_request(self.request(keep_alive))
+                .await
+            {
                 Ok(response) => response,
-                // Closed between two requests, and nothing of this one was written: nothing is lost.
+                // The server closed the connection before the request was sent: not a loss.
                 Err(error) if progress.reused && error.message().is_some() => continue,
                 Err(error) => return Err(connection.loss(&error.into_error()).await),
             };
-            progress.answered = true;
+            progress.responded = true;
             let status = response.status();
             let (body, result) = read(response).await;
             if result.is_ok()
-                && let Ok(answerer) = serde_json::from_slice::<Answerer>(&body)
+                && let Ok(responder) = serde_json::from_slice::<Responder>(&body)
             {
-                progress.answerer = Some(answerer);
-            } else if progress.answerer.is_none() {
-                progress.answerer = Some(Answerer::default());
+                progress.responder = Some(responder);
+            } else if progress.responder.is_none() {
+                progress.responder = Some(Responder::default());
             }
             if status != StatusCode::OK {
                 let detail = format!("{status}: {}", first_words(&body));
@@ -236,21 +237,21 @@ impl Target {
                 });
             }
             result.map_err(|error| Loss::of(&error, true))?;
-            connection.answerer.clone_from(&progress.answerer);
+            connection.responder.clone_from(&progress.responder);
             return Ok(connection);
         }
     }
 
     async fn connect(&self, progress: &mut Progress) -> Result<Connection, Loss> {
-        // For every connection, as clients do: what the name stands for may change with the roll-out.
-        progress.step = "resolving the host's name";
+        // For every connection, because the addresses can change during a rollout.
+        progress.step = "name resolution";
         let addresses = net::lookup_host((&*self.host, self.port)).await;
         let unresolved = |error| Loss {
             cause: Cause::Unresolved,
             detail: format!("{}: {error}", self.host),
         };
         let addresses: Vec<_> = addresses.map_err(unresolved)?.collect();
-        progress.step = "connecting";
+        progress.step = "the connection";
         let stream = TcpStream::connect(&*addresses)
             .await
             .map_err(|error| Loss::of(&error, false))?;
@@ -260,29 +261,29 @@ impl Target {
             .map_err(|error| Loss::of(&error, false))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
-            _ = (&mut connection).await; // its errors reach the request, if one is under way
+            _ = (&mut connection).await; // the request receives the error, too
             !connection.into_parts().read_buf.is_empty()
         });
         Ok(Connection {
             sender,
             driver,
-            answerer: None,
+            responder: None,
         })
     }
 
-    fn request(&self, keep: bool) -> Request<Empty<Bytes>> {
+    fn request(&self, keep_alive: bool) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.path.clone();
         let agent = concat!("timber-workshop/", env!("CARGO_PKG_VERSION"));
         let host = self
             .authority
             .parse()
-            .expect("an authority is made of what headers are made of");
+            .expect("an authority is a valid header value");
         request.headers_mut().insert(header::HOST, host);
         request
             .headers_mut()
             .insert(header::USER_AGENT, header::HeaderValue::from_static(agent));
-        if !keep {
+        if !keep_alive {
             let close = header::HeaderValue::from_static("close");
             request.headers_mut().insert(header::CONNECTION, close);
         }
@@ -290,7 +291,7 @@ impl Target {
     }
 }
 
-/// The beginning of the body, and whether all of it came.
+/// Returns the beginning of the body, and an error if the body is incomplete.
 async fn read(response: Response<Incoming>) -> (Vec<u8>, hyper::Result<()>) {
     let mut body = response.into_body();
     let mut start = Vec::new();
@@ -306,33 +307,33 @@ async fn read(response: Response<Incoming>) -> (Vec<u8>, hyper::Result<()>) {
     (start, Ok(()))
 }
 
-/// So much of a body as fits into a line.
+/// Returns the beginning of a body in one line.
 fn first_words(body: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(body).chars().take(80).collect();
     clean(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 impl Connection {
-    /// Why there was no head of an answer.
+    /// Returns the cause of a missing response.
     async fn loss(mut self, error: &hyper::Error) -> Loss {
         drop(self.sender);
-        let begun = matches!(self.driver.join_next().await, Some(Ok(true)));
-        Loss::of(error, begun)
+        let is_partial = matches!(self.driver.join_next().await, Some(Ok(true)));
+        Loss::of(error, is_partial)
     }
 }
 
 impl Loss {
-    /// `begun` says that a part of the answer had come.
-    fn of(error: &(dyn Error + 'static), begun: bool) -> Self {
+    /// `is_partial`: a part of the response was received.
+    fn of(error: &(dyn Error + 'static), is_partial: bool) -> Self {
         let chain = || iter::successors(Some(error), |&error| error.source());
         let io = chain().find_map(|error| error.downcast_ref::<io::Error>());
         let mut hyper = chain().filter_map(|error| error.downcast_ref::<hyper::Error>());
         let cause = match io {
-            // Of a body that is shorter than its Content-Length says, or lacks its last chunk.
+            // The body is shorter than its Content-Length, or its last chunk is missing.
             Some(io) if io.kind() == io::ErrorKind::UnexpectedEof => Cause::Truncated,
             Some(io) => Cause::of(io),
             None if hyper.any(hyper::Error::is_parse) => Cause::Malformed,
-            None if begun => Cause::Truncated,
+            None if is_partial => Cause::Truncated,
             None => Cause::Closed,
         };
         let detail: Vec<_> = chain().map(ToString::to_string).collect();
@@ -349,13 +350,13 @@ impl Cause {
         use rustix::io::Errno;
         match (error.kind(), Errno::from_io_error(error)) {
             (Kind::ConnectionRefused, _) => Cause::Refused,
-            // Written to after the reset, a connection says that its pipe is broken.
+            // A write after the reset fails with a broken pipe.
             (Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe, _) => Cause::Reset,
             (Kind::TimedOut, _) => Cause::TimedOut,
             (Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown, _) => {
                 Cause::Unreachable
             }
-            // Of hyper, about chunks.
+            // hyper's errors about chunks.
             (Kind::InvalidInput | Kind::InvalidData, _) => Cause::Malformed,
             (Kind::AddrNotAvailable, _)
             | (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS)) => Cause::Exhausted,

@@ -1,4 +1,5 @@
-//! What became of all requests: counted as they end, told as a summary. Times are seconds since the watch began.
+//! Counts requests and their outcomes, and prints the summary. Times are in seconds since the
+//! start.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -10,12 +11,12 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::client::{Answerer, Cause, Loss, Progress};
+use super::client::{Cause, Loss, Progress, Responder};
 use crate::table::clean;
 
-/// A request that has ended, or one that was due and could not be sent.
+/// A finished or a skipped request.
 pub enum Event {
-    Asked {
+    Sent {
         connection: Connections,
         due: Instant,
         done: Instant,
@@ -44,26 +45,28 @@ pub struct Tally {
     pub asked: u64,
     pub good: u64,
     pub lost: u64,
-    /// Of the lost ones, those that were closed or reset before any answer on a kept connection that had answered
-    /// before: a browser would have asked again, unseen.
+    /// Lost requests on a reused connection that was closed or reset before the response. Browsers
+    /// would retry them.
     pub retriable: u64,
-    /// Due, but never sent: too many were under way, or this machine had no port or file left. Neither good nor lost.
+    /// Skipped requests: too many in flight, or no port or file descriptor left. Neither good nor
+    /// lost.
     pub unsent: u64,
     pub unsent_reason: Option<String>,
-    /// Whether anything ever answered, if only with an error.
-    pub ever_answered: bool,
+    /// Whether there was any response, also one with an error status.
+    #[serde(rename = "ever_answered")]
+    pub ever_responded: bool,
     pub first_loss_seconds: Option<f64>,
     pub last_loss_seconds: Option<f64>,
-    /// Between two good answers, or one and the beginning or end.
+    /// Longest time between two good responses, or one and the start or end.
     pub longest_gap: Gap,
-    /// From when a request was due to the end of its good answer.
+    /// From the scheduled time of a request to the end of its good response.
     pub latency_seconds: Option<Latency>,
     pub new: Counts,
     pub kept: Counts,
     #[serde(serialize_with = "rows")]
     pub losses: BTreeMap<LossKey, LossRow>,
     #[serde(serialize_with = "rows")]
-    pub answers: BTreeMap<Answerer, AnswerRow>,
+    pub answers: BTreeMap<Responder, AnswerRow>,
     #[serde(skip)]
     histogram: Histogram<u64>,
     #[serde(skip)]
@@ -96,18 +99,18 @@ pub struct Counts {
 pub struct LossKey {
     pub connection: Connections,
     pub cause: Cause,
-    /// Who answered, or had answered last on a kept connection.
+    /// Sender of the response, or of the last one on the same connection.
     #[serde(flatten)]
-    pub answerer: Answerer,
+    pub responder: Responder,
 }
 
 #[derive(Serialize)]
 pub struct LossRow {
     pub count: u64,
-    /// When they were due.
+    /// Scheduled times.
     pub first_seconds: f64,
     pub last_seconds: f64,
-    /// Of the first one.
+    /// Error message of the first one.
     pub detail: String,
 }
 
@@ -118,7 +121,7 @@ pub struct AnswerRow {
     pub last_seconds: f64,
 }
 
-/// A map as a list of objects, each of a key's fields and a value's.
+/// Serializes a map as a list of objects with the fields of key and value.
 fn rows<K: Serialize, V: Serialize, S: serde::Serializer>(
     map: &BTreeMap<K, V>,
     serializer: S,
@@ -145,7 +148,7 @@ impl Tally {
             retriable: 0,
             unsent: 0,
             unsent_reason: None,
-            ever_answered: false,
+            ever_responded: false,
             first_loss_seconds: None,
             last_loss_seconds: None,
             longest_gap: Gap::default(),
@@ -154,16 +157,16 @@ impl Tally {
             kept: Counts::default(),
             losses: BTreeMap::new(),
             answers: BTreeMap::new(),
-            histogram: Histogram::new(3).expect("3 is a number of digits that it takes"),
+            histogram: Histogram::new(3).expect("three digits are valid"),
             last_good: begun,
             last_due: begun,
         }
     }
 
-    /// Returns what is worth a line of its own: the first of its kind.
+    /// Counts an event. Returns a message for the first event of its kind.
     pub fn add(&mut self, event: Event) -> Option<String> {
         let (connection, due, done, progress, result) = match event {
-            Event::Asked {
+            Event::Sent {
                 connection,
                 due,
                 done,
@@ -179,7 +182,7 @@ impl Tally {
         {
             return self.add_unsent(detail);
         }
-        self.ever_answered |= progress.answered;
+        self.ever_responded |= progress.responded;
         self.last_due = self.last_due.max(due);
         self.asked += 1;
         let counts = match connection {
@@ -187,23 +190,23 @@ impl Tally {
             Connections::Kept => &mut self.kept,
         };
         counts.asked += 1;
-        let answerer = progress.answerer.unwrap_or_default();
+        let responder = progress.responder.unwrap_or_default();
         match result {
             Ok(()) => {
                 counts.good += 1;
-                self.add_good(due, done, answerer)
+                self.add_good(due, done, responder)
             }
             Err(loss) => {
                 counts.lost += 1;
                 let early =
-                    matches!(loss.cause, Cause::Reset | Cause::Closed) && !progress.answered;
+                    matches!(loss.cause, Cause::Reset | Cause::Closed) && !progress.responded;
                 self.retriable += u64::from(early && progress.reused);
                 self.add_loss(
                     due,
                     LossKey {
                         connection,
                         cause: loss.cause,
-                        answerer,
+                        responder,
                     },
                     loss.detail,
                 )
@@ -213,26 +216,26 @@ impl Tally {
 
     fn add_unsent(&mut self, reason: String) -> Option<String> {
         self.unsent += 1;
-        let news = (self.unsent == 1).then(|| format!("not sent: {reason}"));
+        let news = (self.unsent == 1).then(|| format!("request skipped: {reason}"));
         self.unsent_reason.get_or_insert(reason);
         news
     }
 
-    fn add_good(&mut self, due: Instant, done: Instant, answerer: Answerer) -> Option<String> {
+    fn add_good(&mut self, due: Instant, done: Instant, responder: Responder) -> Option<String> {
         self.good += 1;
         self.end_gap(done);
         self.last_good = self.last_good.max(done);
         let micros = done.saturating_duration_since(due).as_micros();
-        _ = self.histogram.record(micros.try_into().unwrap_or(u64::MAX)); // it fails at 2^64 microseconds
+        _ = self.histogram.record(micros.try_into().unwrap_or(u64::MAX)); // fails only at 2^64 µs
         let seconds = self.seconds_at(done);
-        match self.answers.entry(answerer) {
+        match self.answers.entry(responder) {
             Entry::Occupied(mut row) => {
                 row.get_mut().good += 1;
                 row.get_mut().last_seconds = seconds;
                 None
             }
             Entry::Vacant(entry) => {
-                let news = format!("first answer of {}", entry.key());
+                let news = format!("first response from {}", entry.key());
                 entry.insert(AnswerRow {
                     good: 1,
                     first_seconds: seconds,
@@ -246,7 +249,8 @@ impl Tally {
     fn add_loss(&mut self, due: Instant, key: LossKey, detail: String) -> Option<String> {
         self.lost += 1;
         let seconds = self.seconds_at(due);
-        // They come as they end, and those that timed out were due before others.
+        // Events come in order of their ends, which differs from the scheduled order after
+        // timeouts.
         let earlier = |first: &mut f64| *first = first.min(seconds);
         let later = |last: &mut f64| *last = last.max(seconds);
         earlier(self.first_loss_seconds.get_or_insert(seconds));
@@ -260,7 +264,7 @@ impl Tally {
                 None
             }
             Entry::Vacant(entry) => {
-                let news = format!("first loss of its kind: {} ({detail})", entry.key());
+                let news = format!("lost for the first time: {} ({detail})", entry.key());
                 entry.insert(LossRow {
                     count: 1,
                     first_seconds: seconds,
@@ -282,10 +286,10 @@ impl Tally {
         }
     }
 
-    /// To be called when all have ended.
+    /// Calculates the totals after the last event.
     pub fn finish(&mut self) {
         self.seconds = self.seconds_at(Instant::now());
-        self.end_gap(self.last_due); // what is awaited after the last request is no gap
+        self.end_gap(self.last_due); // the wait for the last responses is not a gap
         let at = |quantile| {
             seconds(Duration::from_micros(
                 self.histogram.value_at_quantile(quantile),
@@ -299,17 +303,17 @@ impl Tally {
         self.latency_seconds = (self.good > 0).then(latency);
     }
 
-    /// For the live view, in one line.
-    pub fn status(&self, under_way: usize) -> String {
+    /// Returns one line for the live view.
+    pub fn status(&self, in_flight: usize) -> String {
         let now = self.seconds_at(Instant::now());
         let recent = self
             .answers
             .iter()
             .filter(|(_, row)| row.last_seconds > now - 1.0);
         let mut releases: BTreeMap<String, u32> = BTreeMap::new();
-        for (answerer, _) in recent {
+        for (responder, _) in recent {
             *releases
-                .entry(or_unknown(answerer.release.as_deref()))
+                .entry(or_unknown(responder.release.as_deref()))
                 .or_default() += 1;
         }
         let hosts = |count| {
@@ -324,7 +328,7 @@ impl Tally {
             .map(|(release, count)| format!("release {release} on {}", hosts(*count)))
             .collect();
         let releases = if releases.is_empty() {
-            "nobody".to_owned()
+            "none".to_owned()
         } else {
             releases.join(", ")
         };
@@ -342,12 +346,12 @@ impl Tally {
             format!("; lost: {}", causes.join(", "))
         };
         let Tally { good, lost, .. } = self;
-        let under_way = if under_way > 0 {
-            format!(", {under_way} under way")
+        let in_flight = if in_flight > 0 {
+            format!(", {in_flight} in flight")
         } else {
             String::new()
         };
-        format!("{now:.1} s: {good} good, {lost} lost{under_way}; answering: {releases}{causes}")
+        format!("{now:.1} s: {good} good, {lost} lost{in_flight}; responding: {releases}{causes}")
     }
 
     pub fn seconds_at(&self, instant: Instant) -> f64 {
@@ -355,7 +359,7 @@ impl Tally {
     }
 }
 
-/// To the millisecond: more is noise, and none of it is nice to read.
+/// Rounds to milliseconds.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }
@@ -364,10 +368,10 @@ fn or_unknown(name: Option<&str>) -> String {
     name.map_or("unknown".to_owned(), clean)
 }
 
-impl fmt::Display for Answerer {
+impl fmt::Display for Responder {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        if *self == Answerer::default() {
-            return f.write_str("a service that names neither release nor host");
+        if *self == Responder::default() {
+            return f.write_str("an unknown release and host");
         }
         let [release, host] = [&self.release, &self.host].map(|name| or_unknown(name.as_deref()));
         write!(f, "release {release} on host {host}")
@@ -378,18 +382,18 @@ impl fmt::Display for LossKey {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let connection = match self.connection {
             Connections::New => "new",
-            Connections::Kept => "kept",
+            Connections::Kept => "keep-alive",
         };
         write!(f, "{} on a {connection} connection", self.cause)?;
-        if self.answerer == Answerer::default() {
+        if self.responder == Responder::default() {
             Ok(())
         } else {
-            write!(f, ", {}", self.answerer)
+            write!(f, ", {}", self.responder)
         }
     }
 }
 
-/// The summary for people.
+/// The summary as text.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Tally {
@@ -404,14 +408,14 @@ impl fmt::Display for Tally {
         } = self;
         writeln!(
             f,
-            "{url}, {seconds:.1} s: {asked} asked, {good} good, {lost} lost"
+            "{url}, {seconds:.1} s: {asked} sent, {good} good, {lost} lost"
         )?;
-        for (name, counts) in [("new", new), ("kept", kept)] {
+        for (name, counts) in [("new", new), ("keep-alive", kept)] {
             if counts.asked > 0 {
                 let Counts { asked, good, lost } = counts;
                 writeln!(
                     f,
-                    "  on {name} connections: {asked} asked, {good} good, {lost} lost"
+                    "  on {name} connections: {asked} sent, {good} good, {lost} lost"
                 )?;
             }
         }
@@ -434,20 +438,17 @@ impl fmt::Display for Tally {
         }
         if self.retriable > 0 {
             let count = self.retriable;
-            writeln!(
-                f,
-                "  {count} of the lost ones would be asked again, unseen, by a browser"
-            )?;
+            writeln!(f, "  of these, a browser would retry: {count}")?;
         }
         if let Some(reason) = &self.unsent_reason {
             writeln!(
                 f,
-                "  not sent, so neither good nor lost: {} ({reason})",
+                "  skipped, neither good nor lost: {} ({reason})",
                 self.unsent
             )?;
         }
         for (
-            answerer,
+            responder,
             AnswerRow {
                 good,
                 first_seconds,
@@ -457,14 +458,14 @@ impl fmt::Display for Tally {
         {
             writeln!(
                 f,
-                "  good: {good} from {answerer}, from {first_seconds:.1} to {last_seconds:.1} s"
+                "  good: {good} from {responder}, from {first_seconds:.1} to {last_seconds:.1} s"
             )?;
         }
         if let Some(Latency { p50, p99, max }) = &self.latency_seconds {
             let [p50, p99, max] = [p50, p99, max].map(|seconds| seconds * 1e3);
             writeln!(
                 f,
-                "  latency: {p50:.0} ms in the middle, {p99:.0} ms at 99 %, {max:.0} ms at most"
+                "  latency: median {p50:.0} ms, 99 % {p99:.0} ms, maximum {max:.0} ms"
             )?;
         }
         let Gap {
@@ -473,7 +474,7 @@ impl fmt::Display for Tally {
         } = self.longest_gap;
         write!(
             f,
-            "  longest time without a good answer: {seconds:.2} s, from {from_seconds:.1} s"
+            "  longest time without a good response: {seconds:.2} s, from {from_seconds:.1} s"
         )
     }
 }

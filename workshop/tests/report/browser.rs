@@ -1,4 +1,4 @@
-//! The page as Chromium shows it. Leaves pictures of it in the target directory's tmp/, for people to look at.
+//! report.html in Chromium. Writes pictures to the target directory's tmp/.
 
 #[path = "../../../tests/system/browser/chromium.rs"]
 mod chromium;
@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use crate::{RESULTS, show};
 
-/// In the order of the fixture.
+/// Pulled sizes in tests/results.json.
 const PULLED: [f64; 4] = [371_920_441.0, 29_120_331.0, 421_337.0, 80_911_223.0];
 const PULL_BARS: &str = "#chart-pull .bar";
 
-/// The report of the fixture, and where it is.
+/// Writes the report, and returns its URL.
 fn report(directory: &Path) -> String {
     show(
         Path::new(RESULTS),
@@ -45,14 +45,14 @@ fn nodes(browser: &mut Browser, selector: &str) -> Vec<Value> {
     found["nodeIds"].as_array().unwrap().clone()
 }
 
-/// Left, top, right and bottom, as the browser has laid it out: that needs no script, unlike a page's own idea of it.
+/// Returns left, top, right and bottom. Works without scripts in the page.
 fn edges(browser: &mut Browser, node: &Value) -> [f64; 4] {
     let model = browser.call("DOM.getBoxModel", &json!({ "nodeId": node }))["model"].clone();
-    // Of the four corners, as x and y, two that are opposite each other.
+    // Two opposite corners of four, as x and y.
     [0, 1, 4, 5].map(|at| model["border"][at].as_f64().unwrap())
 }
 
-/// Of all that a selector finds.
+/// Returns the widths of all elements that match a selector.
 fn widths(browser: &mut Browser, selector: &str) -> Vec<f64> {
     let nodes = nodes(browser, selector);
     let width = |[left, _, right, _]: [f64; 4]| right - left;
@@ -62,7 +62,7 @@ fn widths(browser: &mut Browser, selector: &str) -> Vec<f64> {
         .collect()
 }
 
-/// Of the first that a selector finds.
+/// Returns a style of the first element that matches a selector.
 fn style(browser: &mut Browser, selector: &str, property: &str) -> String {
     let node = nodes(browser, selector).remove(0);
     let styles = browser.call("CSS.getComputedStyleForNode", &json!({ "nodeId": node }));
@@ -90,7 +90,7 @@ fn press_space(browser: &mut Browser) {
     }
 }
 
-/// Whether the bars are as long as their bytes demand, to the dot.
+/// Fails unless the lengths of the bars are proportional to their bytes.
 fn assert_to_scale(lengths: &[f64]) {
     assert_eq!(lengths.len(), PULLED.len());
     assert!(lengths[0] > 300.0, "{lengths:?}");
@@ -105,7 +105,7 @@ fn assert_to_scale(lengths: &[f64]) {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn the_page_works_and_asks_nobody_for_anything() {
+fn the_page_works_and_sends_no_requests() {
     let directory = tempfile::tempdir().unwrap();
     let page = report(directory.path());
     let mut browser = browser();
@@ -119,7 +119,7 @@ fn the_page_works_and_asks_nobody_for_anything() {
         json!(8 * 4 - 5)
     );
 
-    // With the keyboard, as from a lectern.
+    // With the keyboard.
     browser.script("document.getElementById('log').focus()");
     press_space(&mut browser);
     let log = widths(&mut browser, PULL_BARS);
@@ -148,20 +148,20 @@ fn the_page_works_and_asks_nobody_for_anything() {
     assert_eq!(
         browser.script(hidden),
         json!(0),
-        "the best column is not to be out of sight on a common projector"
+        "all columns must be visible on a common projector"
     );
     for width in [390, 1920] {
         browser.size(width, 1080);
         let over = browser.script("document.documentElement.scrollWidth - innerWidth");
         assert!(
             over.as_f64().unwrap() <= 0.0,
-            "{over} dots stand out of a page of {width}"
+            "the page is {over} pixels wider than {width}"
         );
     }
 
     browser.assert_calm(&page, &[]);
 
-    // Last, as the browser's own filter for it counts as a request.
+    // At the end, because the browser's filter counts as a request.
     browser.call("Emulation.setEmulatedMedia", &json!({ "media": "print" }));
     browser.call(
         "Emulation.setEmulatedVisionDeficiency",
@@ -172,7 +172,7 @@ fn the_page_works_and_asks_nobody_for_anything() {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn the_race_takes_as_long_as_the_starts_did() {
+fn the_race_takes_the_measured_time() {
     let directory = tempfile::tempdir().unwrap();
     let page = report(directory.path());
     let mut browser = browser();
@@ -200,16 +200,13 @@ fn the_race_takes_as_long_as_the_starts_did() {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    // The slowest start of the fixture; the machine may be slow itself, but never fast.
+    // The slowest start. A slow machine can only make the race longer.
     assert!(
         begin.elapsed() > Duration::from_millis(1243),
         "{:?}",
         begin.elapsed()
     );
-    assert!(
-        halfway.is_some(),
-        "no moment with the fast one there and the slow one not"
-    );
+    assert!(halfway.is_some(), "the fast image was never ahead");
     assert_eq!(
         browser.script(visible),
         json!(["visible", "visible", "visible"])
@@ -222,7 +219,7 @@ fn the_race_takes_as_long_as_the_starts_did() {
 
 #[test]
 #[ignore = "needs Chromium"]
-fn without_scripts_nothing_is_missing() {
+fn the_page_is_complete_without_scripts() {
     let directory = tempfile::tempdir().unwrap();
     let page = report(directory.path());
     let mut browser = browser();
@@ -240,10 +237,11 @@ fn without_scripts_nothing_is_missing() {
     browser.assert_calm(&page, &[]);
 }
 
-/// What the other tests rely on: the page's policy lets no script of anybody else's run, and the browser tells.
+/// The other tests rely on this: the page's policy blocks foreign scripts, and the browser reports
+/// it.
 #[test]
 #[ignore = "needs Chromium"]
-fn a_script_from_a_name_would_be_refused() {
+fn the_policy_blocks_foreign_scripts() {
     let directory = tempfile::tempdir().unwrap();
     report(directory.path());
     let page = fs::read_to_string(directory.path().join("report.html")).unwrap();

@@ -1,4 +1,4 @@
-//! `cargo workshop show`, the real binary, over a results file made by hand: tests/results.json.
+//! `cargo workshop show` with an invented results file, tests/results.json.
 
 mod browser;
 mod outputs;
@@ -10,7 +10,7 @@ use std::{
 
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/results.json");
 
-/// Shows the file of that name; standard output is a pipe.
+/// Runs `show` with a pipe as standard output.
 fn show(file: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
     command
@@ -22,7 +22,7 @@ fn show(file: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Those results after a change, in a file of their own.
+/// Writes changed results to a file.
 fn changed(directory: &Path, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
     let mut results = serde_json::from_slice(&std::fs::read(RESULTS).unwrap()).unwrap();
     change(&mut results);

@@ -1,4 +1,4 @@
-//! Table, CSV, Markdown, JSON, files, exit codes.
+//! Table, CSV, Markdown, JSON, files and exit codes.
 
 use std::{
     fs,
@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::{RESULTS, changed, show, stderr, stdout};
 
-const REASON: &str = "measuring ended early: no answer with status 200 within 30 s";
+const REASON: &str = "the measurement ended early: no response with status 200 within 30 s";
 
-/// The fixture without the image that failed.
+/// Returns the results without the failed image.
 fn sound(directory: &Path) -> std::path::PathBuf {
     changed(directory, |results| {
         drop(results["images"].as_array_mut().unwrap().pop())
@@ -21,7 +21,7 @@ fn sound(directory: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn the_table_has_every_figure_and_every_reason() {
+fn the_table_contains_figures_and_reasons() {
     let output = show(Path::new(RESULTS), &[]);
     let text = stdout(&output);
     for part in [
@@ -33,23 +33,23 @@ fn the_table_has_every_figure_and_every_reason() {
         "48,210/s",
         "n/a [1]",
     ] {
-        assert!(text.contains(part), "no {part} in\n{text}");
+        assert!(text.contains(part), "missing {part} in\n{text}");
     }
     assert!(
         text.contains(&format!("[1] not available: {REASON}")),
         "{text}"
     );
     assert!(
-        text.contains("FAILED: no answer with status 200 within 30 s"),
+        text.contains("FAILED: no response with status 200 within 30 s"),
         "{text}"
     );
-    assert!(!text.contains('\u{1b}'), "colours in a pipe:\n{text}");
-    // One that failed is a failure.
+    assert!(!text.contains('\u{1b}'), "colors in a pipe:\n{text}");
+    // One image failed.
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn a_name_cannot_steer_the_terminal() {
+fn names_cannot_control_the_terminal() {
     let directory = tempfile::tempdir().unwrap();
     let file = changed(directory.path(), |results| {
         results["images"][0]["label"] = "\u{1b}]0;title\u{7}\u{1b}[2J".into();
@@ -61,7 +61,7 @@ fn a_name_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn csv_has_one_line_for_each_figure() {
+fn csv_contains_one_line_per_figure() {
     let output = stdout(&show(Path::new(RESULTS), &["--format", "csv"]));
     let mut reader = csv::Reader::from_reader(output.as_bytes());
     let columns = [
@@ -73,6 +73,7 @@ fn csv_has_one_line_for_each_figure() {
         "lowest",
         "highest",
         "not_available",
+        "stand_ins",
     ];
     assert_eq!(reader.headers().unwrap(), &columns[..]);
     let records: Vec<_> = reader.records().map(Result::unwrap).collect();
@@ -82,24 +83,24 @@ fn csv_has_one_line_for_each_figure() {
             .filter(|record| &record[0] == image && &record[2] == figure);
         let record = found
             .next()
-            .unwrap_or_else(|| panic!("no {figure} of {image}"));
+            .unwrap_or_else(|| panic!("missing {figure} of {image}"));
         assert!(found.next().is_none());
         record.iter().skip(3).map(str::to_owned).collect()
     };
     assert_eq!(
         of("timber-tutorial:2", "size"),
-        ["bytes", "882184", "", "", ""]
+        ["bytes", "882184", "", "", "", "rust:1.95-alpine"]
     );
     assert_eq!(
         of("timber-tutorial:2", "stop"),
-        ["seconds", "0.192", "0.187", "0.205", ""]
+        ["seconds", "0.192", "0.187", "0.205", "", "rust:1.95-alpine"]
     );
     assert_eq!(
         of("timber-tutorial:2", "errors"),
-        ["count", "0", "", "", ""]
+        ["count", "0", "", "", "", "rust:1.95-alpine"]
     );
     let broken = "registry.example/team/broken:latest";
-    assert_eq!(of(broken, "errors"), ["count", "", "", "", REASON]);
+    assert_eq!(of(broken, "errors"), ["count", "", "", "", REASON, ""]);
     assert!(
         records
             .iter()
@@ -108,29 +109,59 @@ fn csv_has_one_line_for_each_figure() {
 }
 
 #[test]
-fn json_is_the_results_file() {
+fn json_is_the_format_of_the_results_file() {
     let read = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
     let output = show(Path::new(RESULTS), &["--format", "json"]);
     assert_eq!(read(&output.stdout), read(&fs::read(RESULTS).unwrap()));
 }
 
-/// The command that the README names makes what stands there.
-#[test]
-fn the_readme_has_the_figures_of_its_picture() {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let table = stdout(&show(
-        Path::new(&format!("{root}/docs/comparison/results.json")),
-        &["--format", "markdown"],
-    ));
-    let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
-    assert!(
-        readme.contains(table.trim()),
-        "README.md has another table than this:\n{table}"
-    );
+/// Figures in the README's table, in its order.
+const README_FIGURES: [&str; 6] = [
+    "Size: pulled",
+    "Contents: files",
+    "Contents: shell",
+    "Start: process to first response",
+    "Memory: idle",
+    "Load: CPU per request",
+];
+
+/// Returns the cells of the table rows that begin with one of the README's figures.
+fn figure_rows(markdown: &str) -> Vec<Vec<&str>> {
+    let rows = markdown.lines().filter_map(|line| {
+        let line = line.strip_prefix('|')?.strip_suffix('|')?;
+        Some(line.split('|').map(str::trim).collect::<Vec<_>>())
+    });
+    rows.filter(|cells| README_FIGURES.contains(&cells[0]))
+        .collect()
 }
 
 #[test]
-fn markdown_is_a_table_whatever_the_names_are() {
+fn the_readme_has_the_figures_of_its_picture() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let file = format!("{root}/docs/comparison/results.json");
+    let printed = stdout(&show(Path::new(&file), &["--format", "markdown"]));
+    let readme = fs::read_to_string(format!("{root}/README.md")).unwrap();
+    let rows = figure_rows(&readme);
+    let names: Vec<_> = rows.iter().map(|cells| cells[0]).collect();
+    assert_eq!(names, README_FIGURES, "figures in the table of README.md");
+    for (row, printed) in rows.iter().zip(figure_rows(&printed)) {
+        // The last column of the README says what the figure does not show.
+        assert_eq!(row.len(), printed.len() + 1, "{row:?}");
+        assert_eq!(row[..printed.len()], printed, "README.md");
+        assert!(row[printed.len()].len() > 10, "{row:?}");
+    }
+
+    // The README may wrap the sentence about stand-ins.
+    let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+    let legend = printed.lines().find_map(|line| line.strip_prefix("- †"));
+    if let Some(legend) = legend {
+        let legend = format!("†{legend}");
+        assert!(readme.contains(&legend), "missing in README.md: {legend}");
+    }
+}
+
+#[test]
+fn markdown_escapes_names() {
     let directory = tempfile::tempdir().unwrap();
     let file = changed(directory.path(), |results| {
         results["images"][1]["label"] = "a|b\n`c`".into()
@@ -145,7 +176,7 @@ fn markdown_is_a_table_whatever_the_names_are() {
 }
 
 #[test]
-fn limits_decide_the_exit_code() {
+fn exceeded_limits_set_the_exit_code() {
     let directory = tempfile::tempdir().unwrap();
     let file = sound(directory.path());
     let code = |limits| show(&file, &["--fail-over", limits]).status.code();
@@ -158,7 +189,7 @@ fn limits_decide_the_exit_code() {
     assert_eq!(
         code("process=1s"),
         Some(1),
-        "a figure that is not available keeps to no limit"
+        "an unavailable figure meets no limit"
     );
     assert_eq!(code("size=900"), Some(2));
 
@@ -166,15 +197,15 @@ fn limits_decide_the_exit_code() {
     assert_eq!(
         stderr(&output).lines().collect::<Vec<_>>(),
         [
-            "timber-tutorial:0 (Python): size 1.02 GB, 1,018,437,122 bytes, is over the limit of 900 kB",
-            "timber-tutorial:1: size 79.7 MB, 79,711,247 bytes, is over the limit of 900 kB",
-            "timber-tutorial:0 (Python): stop 10.2 s (10.2 – 10.2) is over the limit of 1 s",
+            "timber-tutorial:0 (Python): size 1.02 GB, 1,018,437,122 bytes, exceeds the limit of 900 kB",
+            "timber-tutorial:1: size 79.7 MB, 79,711,247 bytes, exceeds the limit of 900 kB",
+            "timber-tutorial:0 (Python): stop 10.2 s (10.2 – 10.2) exceeds the limit of 1 s",
         ]
     );
 }
 
 #[test]
-fn a_baseline_shows_what_changed() {
+fn a_baseline_shows_changes() {
     let directory = tempfile::tempdir().unwrap();
     let earlier = changed(directory.path(), |results| {
         results["images"][2]["size"]["engine_bytes"]["value"] = 881_302.into();
@@ -184,14 +215,16 @@ fn a_baseline_shows_what_changed() {
     let text = stdout(&show(Path::new(RESULTS), &["--baseline", earlier]));
     assert!(text.contains("882 kB, +0.1 %"), "{text}");
     assert!(text.contains("0.192 s (0.187 – 0.205), ≈"), "{text}");
-    assert!(text.contains("≈ where both ranges overlap"), "{text}");
+    assert!(text.contains("≈ means that the ranges overlap"), "{text}");
 
     let csv = stdout(&show(
         Path::new(RESULTS),
         &["--baseline", earlier, "--format", "csv"],
     ));
     assert!(
-        csv.contains("timber-tutorial:2,timber-tutorial:2,size,bytes,882184,,,,881302"),
+        csv.contains(
+            "timber-tutorial:2,timber-tutorial:2,size,bytes,882184,,,,rust:1.95-alpine,881302"
+        ),
         "{csv}"
     );
 
@@ -205,10 +238,10 @@ fn a_baseline_shows_what_changed() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = sound(directory.path());
-    // More than a pipe holds.
+    // More than fits into a pipe.
     let file = {
         let mut results: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         let image = results["images"][2].clone();
@@ -236,7 +269,7 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn files_are_written_where_told() {
+fn files_are_written_to_the_directory() {
     let directory = tempfile::tempdir().unwrap();
     let output = show(
         Path::new(RESULTS),
@@ -245,7 +278,7 @@ fn files_are_written_where_told() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let read = |name: &str| fs::read(directory.path().join("new").join(name)).unwrap();
     serde_json::from_slice::<Value>(&read("results.json")).unwrap();
-    // Signature, then the header with width and height.
+    // The signature, and width and height in the header.
     let png = read("report.png");
     assert_eq!(
         (&png[..8], &png[16..24]),
@@ -256,7 +289,7 @@ fn files_are_written_where_told() {
         let text = String::from_utf8(read(name)).unwrap();
         assert!(text.contains("broken &lt;b&gt;&amp;&quot;"), "{name}");
         assert!(!text.contains("<b>&\""), "{name}");
-        // The namespace of SVG is the only address, and nothing fetches that.
+        // The namespace of SVG is the only URL. Browsers do not fetch it.
         assert_eq!(
             text.replace("http://www.w3.org/2000/svg", "")
                 .matches("://")
@@ -270,8 +303,10 @@ fn files_are_written_where_told() {
             "22 November 2026",
             "cargo workshop compare",
             "2602.15214",
+            "timber-tutorial:2\u{a0}†",
+            "† Built with local stand-ins for official images: python:3.11, rust:1.95-alpine.",
         ] {
-            assert!(text.contains(fact), "no {fact} in {name}");
+            assert!(text.contains(fact), "missing {fact} in {name}");
         }
     }
 }

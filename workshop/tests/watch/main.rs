@@ -1,4 +1,4 @@
-//! `cargo workshop watch` against servers that keep count of what they do to its requests.
+//! `cargo workshop watch` against servers that count what they do with its requests.
 
 mod server;
 
@@ -31,7 +31,7 @@ fn run(arguments: &[&str]) -> Output {
     watch(arguments).wait_with_output().unwrap()
 }
 
-/// Exit code and JSON.
+/// Returns the exit code and the JSON.
 fn summary(output: &Output) -> (i32, Value) {
     let parsed = serde_json::from_slice(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -43,7 +43,7 @@ fn run_json(url: &str, arguments: &[&str]) -> (i32, Value) {
     summary(&run(&[&[url, "--format", "json"], arguments].concat()))
 }
 
-/// By kind of connection and cause.
+/// Returns counts by kind of connection and cause.
 fn losses(summary: &Value) -> BTreeMap<(String, String), u64> {
     let mut losses = BTreeMap::new();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -77,7 +77,7 @@ fn every_loss_is_counted_once_and_by_its_cause() {
             "2s",
             "--rate",
             "100",
-            "--kept-rate",
+            "--keep-alive-rate",
             "10",
             "--timeout",
             "1500ms",
@@ -88,7 +88,7 @@ fn every_loss_is_counted_once_and_by_its_cause() {
     assert_eq!(
         server.losses().len(),
         12,
-        "six causes on two kinds of connections"
+        "six causes on two kinds of connection"
     );
     let lost: u64 = server.losses().values().sum();
     let requests = server.requests();
@@ -104,7 +104,7 @@ fn every_loss_is_counted_once_and_by_its_cause() {
 }
 
 #[test]
-fn a_connection_that_is_reset_before_its_request_is_a_loss() {
+fn a_reset_before_the_request_is_a_loss() {
     let every_fifth = |n: usize| n.is_multiple_of(5);
     let server = Server::at(
         "127.0.0.1:0".parse().unwrap(),
@@ -113,7 +113,7 @@ fn a_connection_that_is_reset_before_its_request_is_a_loss() {
     );
     let (code, summary) = run_json(
         &server.url(),
-        &["--duration", "2s", "--rate", "50", "--kept", "5"],
+        &["--duration", "2s", "--rate", "50", "--keep-alive", "5"],
     );
     let connections = server.seen.lock().unwrap().connections as u64;
     assert_eq!(code, 1);
@@ -126,12 +126,12 @@ fn a_connection_that_is_reset_before_its_request_is_a_loss() {
     );
     assert_eq!(
         summary["retriable"], 0,
-        "no answer had come on these connections"
+        "there was no response on these connections before"
     );
 }
 
 #[test]
-fn a_server_that_closes_between_requests_loses_nothing() {
+fn a_close_between_requests_is_not_a_loss() {
     let server = Server::start(|_, n| match n % 7 {
         2 => Act::LastGood,
         5 => Act::GoodAndClose,
@@ -141,7 +141,7 @@ fn a_server_that_closes_between_requests_loses_nothing() {
     let connections = server.seen.lock().unwrap().connections;
     assert!(
         (20..60).contains(&connections),
-        "10 and one more for each that was closed, not {connections}"
+        "{connections} connections instead of 10, and one for each that was closed"
     );
     assert_eq!(summary["asked"], server.requests());
     assert_eq!(
@@ -153,8 +153,8 @@ fn a_server_that_closes_between_requests_loses_nothing() {
 }
 
 #[test]
-fn answers_and_losses_are_told_by_who_answered() {
-    // Few enough on the kept connection that it is free for each.
+fn responses_and_losses_are_grouped_by_release_and_host() {
+    // Few enough that the keep-alive connection is never busy.
     let server = Server::start(|kind, n| match (kind, n) {
         ("kept", 1..=4) | ("new", 1..=20) => Act::Good(ONE),
         ("kept", 7) | ("new", 30) => Act::Unavailable("busy"),
@@ -165,7 +165,14 @@ fn answers_and_losses_are_told_by_who_answered() {
     });
     let (code, summary) = run_json(
         &server.url(),
-        &["--duration", "2s", "--kept", "1", "--kept-rate", "10"],
+        &[
+            "--duration",
+            "2s",
+            "--keep-alive",
+            "1",
+            "--keep-alive-rate",
+            "10",
+        ],
     );
     assert_eq!(code, 1);
     let rows = |list: &str, fields: &[&str]| -> Vec<String> {
@@ -178,13 +185,13 @@ fn answers_and_losses_are_told_by_who_answered() {
         };
         summary[list].as_array().unwrap().iter().map(row).collect()
     };
-    // A kept connection is known by its last answer, even where the next one does not say whose it is.
+    // A keep-alive connection belongs to its last known host, even if the next response names none.
     let requests = server.seen.lock().unwrap().requests.clone();
-    let (of_nobody, of_two) = (requests["new"] - 59, 36 + requests["kept"] - 7);
+    let (unknown, of_two) = (requests["new"] - 59, 36 + requests["kept"] - 7);
     assert_eq!(
         rows("answers", &["release", "host", "good"]),
         [
-            format!("null null {of_nobody}"),
+            format!("null null {unknown}"),
             r#""1" "a" 24"#.to_owned(),
             format!(r#""2" "b" {of_two}"#)
         ]
@@ -206,12 +213,12 @@ fn answers_and_losses_are_told_by_who_answered() {
     let second = &summary["answers"][2]["first_seconds"];
     assert!(
         (0.2..1.5).contains(&second.as_f64().unwrap()),
-        "the 21st of 50 a second, not at {second} s"
+        "the 21st of 50 requests per second came at {second} s"
     );
 }
 
 #[test]
-fn an_outage_is_refused_requests_and_a_gap() {
+fn an_outage_shows_as_refused_requests_and_a_gap() {
     let good: Script = |_, _| Act::Good(ONE);
     let server = Server::start(good);
     let address = server.address;
@@ -225,7 +232,7 @@ fn an_outage_is_refused_requests_and_a_gap() {
     let (code, summary) = summary(&child.wait_with_output().unwrap());
     assert_eq!(code, 1);
     let refused = |kind: &str| losses(&summary)[&(kind.to_owned(), "refused".to_owned())];
-    // 50 a second on new connections, and as many on kept ones.
+    // 50 per second on new connections, and as many on keep-alive connections.
     assert!((25..250).contains(&refused("new")), "{summary:#}");
     assert!((25..250).contains(&refused("kept")), "{summary:#}");
     let seconds = |value: &Value| value.as_f64().unwrap();
@@ -242,11 +249,11 @@ fn an_outage_is_refused_requests_and_a_gap() {
 }
 
 #[test]
-fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
+fn an_outage_does_not_reduce_the_rate_of_requests() {
     let hangs: Script = |_, n| if n > 10 { Act::Silence } else { Act::Good(ONE) };
     for arguments in [
-        ["--rate", "50", "--kept", "0"],
-        ["--rate", "0", "--kept-rate", "5"],
+        ["--rate", "50", "--keep-alive", "0"],
+        ["--rate", "0", "--keep-alive-rate", "5"],
     ] {
         let server = Server::start(hangs);
         let (_, summary) = run_json(
@@ -256,10 +263,10 @@ fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
         assert_eq!(summary["asked"], server.requests());
         assert!(
             (98..=101).contains(&server.requests()),
-            "50 a second, {summary:#}"
+            "expected 50 per second: {summary:#}"
         );
         assert_eq!(losses(&summary), server.losses());
-        // One after the other, they would keep each kept connection for 9 s.
+        // One after the other on each keep-alive connection, they would take 9 s.
         assert!(summary["seconds"].as_f64().unwrap() < 7.0, "{summary:#}");
     }
 
@@ -269,9 +276,9 @@ fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
         "2s",
         "--timeout",
         "1s",
-        "--kept",
+        "--keep-alive",
         "0",
-        "--at-once",
+        "--max-in-flight",
         "20",
     ];
     let (_, summary) = run_json(&server.url(), &limited);
@@ -280,17 +287,17 @@ fn an_outage_is_met_by_as_many_requests_as_any_other_time() {
     assert_eq!(
         summary["asked"],
         server.requests(),
-        "what is not sent is not counted as asked"
+        "skipped requests do not count as sent"
     );
     assert_eq!(summary["lost"], server.requests() - 10);
     assert!(
         (98..=101).contains(&(server.requests() + unsent)),
-        "50 a second, {summary:#}"
+        "expected 50 per second: {summary:#}"
     );
 }
 
 #[test]
-fn a_signal_ends_it_after_what_is_under_way() {
+fn a_signal_ends_the_watch_after_in_flight_requests() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(|_, _| Act::Late);
         let child = watch(&[&server.url(), "--format", "json"]);
@@ -303,13 +310,13 @@ fn a_signal_ends_it_after_what_is_under_way() {
         let latency = summary["latency_seconds"]["p50"].as_f64().unwrap();
         assert!(
             (0.49..3.0).contains(&latency),
-            "the answers take 500 ms, not {latency} s"
+            "responses take 500 ms, not {latency} s"
         );
     }
 }
 
 #[test]
-fn a_service_that_never_answered_is_an_error() {
+fn no_response_at_all_is_an_error() {
     let silent = Server::start(|_, _| Act::Silence);
     let closing = Server::start(|_, _| Act::Close);
     let gone = Server::start(|_, _| Act::Close);
@@ -317,14 +324,14 @@ fn a_service_that_never_answered_is_an_error() {
     drop(gone);
     for (url, why) in [
         (silent.url(), "timed out"),
-        (closing.url(), "closed without an answer"),
+        (closing.url(), "closed without a response"),
         (url, "refused"),
     ] {
         let output = run(&[&url, "--duration", "500ms", "--timeout", "500ms"]);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(
-            stderr.contains(&format!("error: {url}/version never answered: {why}")),
+            stderr.contains(&format!("error: no response from {url}/version: {why}")),
             "{stderr}"
         );
     }
@@ -332,12 +339,12 @@ fn a_service_that_never_answered_is_an_error() {
     assert_eq!(
         run(&[&failing.url(), "--duration", "500ms"]).status.code(),
         Some(1),
-        "it did answer"
+        "an error status is a response"
     );
 }
 
 #[test]
-fn the_summary_for_people_is_on_stdout() {
+fn the_summary_is_on_stdout() {
     let server = Server::start(|kind, n| {
         if (kind, n) == ("new", 5) {
             Act::Unavailable("busy")
@@ -354,17 +361,17 @@ fn the_summary_for_people_is_on_stdout() {
     assert!(stdout.contains("from release 1 on host a"), "{stdout}");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        stderr.contains("first answer of release 1 on host a"),
+        stderr.contains("first response from release 1 on host a"),
         "{stderr}"
     );
     assert!(
         !(stdout + &stderr).contains('\x1b'),
-        "no terminal, no escape sequences"
+        "escape sequences without a terminal"
     );
 }
 
 #[test]
-fn an_answer_cannot_steer_the_terminal() {
+fn responses_cannot_control_the_terminal() {
     let server = Server::start(|_, n| match n {
         5 => Act::Unavailable("busy\x1b[2J"),
         _ => Act::Good(r#"{"release": "1\u001b[2J", "hostname": "a\nb"}"#),
@@ -380,9 +387,9 @@ fn an_answer_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn wrong_arguments_say_what_is_expected() {
+fn errors_say_what_is_expected() {
     for (arguments, said) in [
-        (&["https://localhost"][..], "TLS is not spoken"),
+        (&["https://localhost"][..], "unsupported scheme https"),
         (&["localhost:8080"], "expected http://HOST[:PORT][/PATH]"),
         (
             &["http://localhost:port"],
@@ -392,7 +399,7 @@ fn wrong_arguments_say_what_is_expected() {
             &["http://localhost:99999"],
             "expected http://HOST[:PORT][/PATH]",
         ),
-        (&["http://me@localhost"], "no user name"),
+        (&["http://me@localhost"], "unsupported user name"),
         (&["http://localhost", "--rate=-1"], "0 to 10000"),
         (&["http://localhost", "--rate=NaN"], "0 to 10000"),
         (
@@ -401,8 +408,8 @@ fn wrong_arguments_say_what_is_expected() {
         ),
         (&["http://localhost", "--timeout", "0s"], "30s, 500ms or 2m"),
         (
-            &["http://localhost", "--rate", "0", "--kept", "0"],
-            "--rate or --kept must be above 0",
+            &["http://localhost", "--rate", "0", "--keep-alive", "0"],
+            "--rate or --keep-alive must be greater than 0",
         ),
     ] {
         let output = run(arguments);
@@ -413,8 +420,8 @@ fn wrong_arguments_say_what_is_expected() {
 }
 
 #[test]
-fn the_path_is_version_unless_another_is_given() {
-    for (path, asked) in [
+fn the_default_path_is_version() {
+    for (path, requested) in [
         ("", "/version"),
         ("/", "/"),
         ("/index?a=b", "/index?a=b"),
@@ -422,7 +429,7 @@ fn the_path_is_version_unless_another_is_given() {
     ] {
         let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
         let url = format!("http://{}{path}", listener.local_addr().unwrap());
-        let mut child = watch(&[&url, "--kept", "0"]);
+        let mut child = watch(&[&url, "--keep-alive", "0"]);
         listener.set_nonblocking(true).unwrap();
         let mut accepted = None;
         wait_for(|| {
@@ -434,18 +441,21 @@ fn the_path_is_version_unless_another_is_given() {
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();
-        let mut start = vec![0; asked.len() + 5];
+        let mut start = vec![0; requested.len() + 5];
         io::Read::read_exact(&mut stream, &mut start).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(String::from_utf8(start).unwrap(), format!("GET {asked} "));
+        assert_eq!(
+            String::from_utf8(start).unwrap(),
+            format!("GET {requested} ")
+        );
     }
 }
 
 fn wait_for(mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < limit, "it did not happen within 30 s");
+        assert!(Instant::now() < limit, "timeout after 30 s");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,4 +1,4 @@
-//! A server that does to each request what a script says, and keeps count.
+//! A server that treats each request as a script says, and counts.
 
 use std::{
     collections::BTreeMap,
@@ -17,14 +17,14 @@ use tokio::{
 
 pub const ONE: &str = r#"{"release": "1", "hostname": "a"}"#;
 
-/// What a server does with one request.
+/// Treatment of a request.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Act {
     Good(&'static str),
     Late,
-    /// Says that it will close the connection, and does.
+    /// Responds with `Connection: close`, and closes.
     LastGood,
-    /// Closes the connection after an answer, without a word.
+    /// Responds, and closes without notice.
     GoodAndClose,
     Unavailable(&'static str),
     Reset,
@@ -38,13 +38,13 @@ pub enum Act {
 }
 
 impl Act {
-    /// What `watch` must call it.
+    /// Returns the cause of loss that `watch` must report.
     fn cause(self) -> Option<&'static str> {
         match self {
             Act::Good(_) | Act::Late | Act::LastGood | Act::GoodAndClose => None,
             Act::Unavailable(_) => Some("status 503"),
             Act::Reset | Act::ResetBody => Some("reset"),
-            Act::Close => Some("closed without an answer"),
+            Act::Close => Some("closed without a response"),
             Act::HalfHead | Act::HalfBody | Act::HalfChunks => Some("truncated"),
             Act::Silence => Some("timed out"),
             Act::Garbage => Some("not HTTP"),
@@ -55,18 +55,18 @@ impl Act {
 #[derive(Default)]
 pub struct Seen {
     pub connections: usize,
-    /// By kind of connection.
+    /// Counts by kind of connection.
     pub requests: BTreeMap<&'static str, usize>,
-    /// By kind of connection and what became of it.
+    /// Counts by kind of connection and cause.
     pub losses: BTreeMap<(&'static str, &'static str), u64>,
-    /// Closed or reset before an answer, on a connection that had one before.
+    /// Losses before a response on a connection that had one before.
     pub retriable: u64,
 }
 
-/// What to do with the nth request on this kind of connection, "new" or "kept".
+/// Returns the treatment of the nth request on this kind of connection, "new" or "kept".
 pub type Script = fn(&'static str, usize) -> Act;
 
-/// Ends, with all of its connections, when it is dropped.
+/// A server that ends with all its connections when dropped.
 pub struct Server {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Seen>>,
@@ -78,7 +78,7 @@ impl Server {
         Self::at("127.0.0.1:0".parse().unwrap(), script, |_| false)
     }
 
-    /// `resets` says which connections to reset as soon as they are there.
+    /// `resets` selects connections to reset immediately.
     pub fn at(address: SocketAddr, script: Script, resets: fn(usize) -> bool) -> Self {
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -125,7 +125,7 @@ impl Server {
 }
 
 async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) -> io::Result<()> {
-    for answered in 0.. {
+    for responses in 0.. {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             if stream.read_buf(&mut head).await? == 0 {
@@ -146,24 +146,24 @@ async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) ->
             if let Some(cause) = act.cause() {
                 *seen.losses.entry((kind, cause)).or_default() += 1;
             }
-            seen.retriable += u64::from(answered > 0 && matches!(act, Act::Reset | Act::Close));
+            seen.retriable += u64::from(responses > 0 && matches!(act, Act::Reset | Act::Close));
             act
         };
-        let answer = |status: &str, headers: &str, body: &str| {
+        let response = |status: &str, headers: &str, body: &str| {
             format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n{body}",
                 body.len()
             )
         };
-        let good = answer("200 OK", "", ONE);
+        let good = response("200 OK", "", ONE);
         if act == Act::Late {
             sleep(Duration::from_millis(500)).await;
         }
         let bytes = match act {
-            Act::Good(body) => answer("200 OK", "", body),
+            Act::Good(body) => response("200 OK", "", body),
             Act::Late | Act::GoodAndClose => good,
-            Act::LastGood => answer("200 OK", "Connection: close\r\n", ONE),
-            Act::Unavailable(body) => answer("503 Service Unavailable", "", body),
+            Act::LastGood => response("200 OK", "Connection: close\r\n", ONE),
+            Act::Unavailable(body) => response("503 Service Unavailable", "", body),
             Act::Reset | Act::Close | Act::Silence => String::new(),
             Act::HalfHead => good[..25].to_owned(),
             Act::HalfBody | Act::ResetBody => good[..good.len() - 5].to_owned(),
@@ -177,7 +177,7 @@ async fn serve(mut stream: TcpStream, script: Script, seen: Arc<Mutex<Seen>>) ->
             Act::Good(_) | Act::Late | Act::Unavailable(_) => {}
             Act::Silence => _ = stream.read_buf(&mut Vec::new()).await?, // until the client gives up
             Act::ResetBody => {
-                sleep(Duration::from_millis(50)).await; // a reset overtakes what the client has not read yet
+                sleep(Duration::from_millis(50)).await; // a reset discards what the client has not read yet
                 return stream.set_zero_linger();
             }
             Act::Reset => return stream.set_zero_linger(),
