@@ -91,16 +91,13 @@ pub fn steps(document: &str) -> Vec<Step> {
             has_output = true;
         } else {
             let step = steps.last_mut().expect("a step precedes its output");
-            match text.strip_prefix("> ").filter(|_| !has_output) {
-                Some(continued) => {
-                    step.command.push('\n');
-                    step.command += continued;
-                }
-                None => {
-                    step.shown += text;
-                    step.shown.push('\n');
-                    has_output = true;
-                }
+            if !has_output && let Some(continued) = text.strip_prefix("> ") {
+                step.command.push('\n');
+                step.command += continued;
+            } else {
+                step.shown += text;
+                step.shown.push('\n');
+                has_output = true;
             }
         }
         is_first = false;

@@ -168,9 +168,9 @@ fn why_scratch_works_as_printed() {
 /// README.md and all documents in docs.
 fn documents() -> Vec<String> {
     let files = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
-    let mut documents: Vec<_> = files
-        .map(|file| format!("docs/{}", file.unwrap().file_name().into_string().unwrap()))
-        .filter(|file| file.ends_with(".md"))
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut documents: Vec<_> = names
+        .filter_map(|name| Some(format!("docs/{}.md", name.strip_suffix(".md")?)))
         .collect();
     documents.push("README.md".to_owned());
     documents.sort();
