@@ -75,8 +75,13 @@ const LOOK: [&str; 6] = [
     "nsenter ",
 ];
 
-/// Time for a command that looks, and for a service in the foreground.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// Time for a command that looks to show what the document shows.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Time for a service in the foreground, which may have to be compiled, to do that.
+const START: Duration = Duration::from_mins(10);
+
+/// Time for any other command.
 const SECONDS: u64 = 900;
 
 /// One document at a time: they use the same ports and names.
@@ -380,7 +385,7 @@ impl Foreground {
 
     fn wait_for(&self, more: &str) {
         let shown = format!("{}…\n{more}", self.shown);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START;
         loop {
             let printed = self.printed.lock().unwrap().clone();
             if console::is_shown(&printed, &shown) {
