@@ -6,8 +6,8 @@
 //!
 //! Output is compared token by token. These differences are ignored, because they say nothing about
 //! whether a document is true: spaces, numbers of two digits and more, identifiers (12 and more
-//! lowercase letters and digits), months, and ages such as "4 seconds ago". Sizes, such as "79.7MB",
-//! may differ by [`SIZE_TOLERANCE`], and times printed by bash's `time` by [`is_similar_time`]. Numbers
+//! lowercase letters and digits), months, and ages such as "4 seconds ago". Sizes, such as "79.7MB" and
+//! numbers of six digits and more, may differ by [`SIZE_TOLERANCE`], and times printed by bash's `time` by [`is_similar_time`]. Numbers
 //! of one digit and HTTP statuses are compared: they count replicas, name releases and tell errors.
 //! `…` stands for any text within a line, and alone on a line for any lines.
 
@@ -265,6 +265,8 @@ fn token(word: &str, before: Option<&str>) -> Token {
         Token::Id
     } else if before.is_some_and(|before| STATUS_AFTER.contains(&before)) {
         Token::Text(word.to_owned())
+    } else if let Some(bytes) = size(word, before) {
+        Token::Size(bytes)
     } else if has_digits && !has_letters && (word.len() > 1 || before.is_some_and(is_month)) {
         Token::Number
     } else if is_month(word) {
@@ -275,8 +277,6 @@ fn token(word: &str, before: Option<&str>) -> Token {
             .any(|unit| word.trim_end_matches('s') == *unit)
     {
         Token::Age
-    } else if let Some(bytes) = size(word, before) {
-        Token::Size(bytes)
     } else if let Some(seconds) = time(word) {
         Token::Time(seconds)
     } else {
@@ -289,8 +289,11 @@ fn is_amount(word: &str) -> bool {
     word == "a" || word == "an" || word.parse::<f64>().is_ok()
 }
 
-/// The bytes of `915kB`, or of `kB` behind `915`.
+/// The bytes of `915kB`, of `kB` behind `915`, or of `915424`.
 fn size(word: &str, before: Option<&str>) -> Option<f64> {
+    if word.len() >= 6 && word.bytes().all(|byte| byte.is_ascii_digit()) {
+        return word.parse().ok();
+    }
     let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = SIZE_UNITS
         .iter()
@@ -351,6 +354,8 @@ fn ignores_only_irrelevant_differences() {
         ("915kB", "882kB", true),
         ("915kB", "79.7MB", false),
         ("0B 915.4kB", "0B 920kB", true),
+        ("919520", "915424", true),
+        ("919520", "452206", false),
         ("78.9MB 915.4kB", "0B 915.4kB", false),
         ("rss 968 kB", "rss 1012 kB", true),
         ("rss 968 kB", "rss 2012 kB", false),
