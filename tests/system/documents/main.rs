@@ -77,6 +77,17 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
         ".ci/release",
         "image/builds.rs runs it with another name",
     ),
+    (
+        "docs/workshop.md",
+        "cargo workshop compare",
+        "takes ten minutes; workshop/tests/compare.rs runs it on smaller images",
+    ),
+    ("docs/workshop.md", "docker pull", "needs an image registry"),
+    (
+        "docs/workshop.md",
+        "cargo workshop watch",
+        "runs until Ctrl-C; swarm/document.rs types it with a duration",
+    ),
 ];
 
 /// Commands that fail, as their documents show: start of the command, exit code.
