@@ -18,6 +18,10 @@ mod docker;
 #[allow(dead_code, reason = "the browser tests use the rest")]
 #[path = "../browser/chromium.rs"]
 mod chromium;
+
+#[allow(dead_code, reason = "tests/system/documents uses the rest")]
+#[path = "../documents/console.rs"]
+mod console;
 mod document;
 #[allow(
     dead_code,

@@ -1,0 +1,394 @@
+//! Console sessions in documents: commands, and the output that the document shows for them.
+//!
+//! A session is a fenced block marked `console`. A line that starts with `$ ` is a command, lines that
+//! start with `> ` continue it, and the lines below are its output. A block that starts with output
+//! continues the command that was left running in the foreground, and `^C` in it stops that command.
+//!
+//! Output is compared token by token. These differences are ignored, because they say nothing about
+//! whether a document is true: spaces, numbers of two digits and more, identifiers (12 and more
+//! lowercase letters and digits), months, and ages such as "4 seconds ago". Sizes, such as "79.7MB" and
+//! numbers of six digits and more, may differ by [`SIZE_TOLERANCE`], and times printed by bash's `time` by [`is_similar_time`]. Numbers
+//! of one digit and HTTP statuses are compared: they count replicas, name releases and tell errors.
+//! `…` stands for any text within a line, and alone on a line for any lines.
+
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+/// Relative difference of sizes that does not matter. The tests in `image` hold the images to exact
+/// budgets; memory differs a little from run to run.
+const SIZE_TOLERANCE: f64 = 0.1;
+
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
+/// The number behind these is an HTTP status, in the access log and in the output of `healthcheck`.
+const STATUS_AFTER: [&str; 2] = ["\"", "returned"];
+const TIME_UNITS: [&str; 5] = ["second", "minute", "hour", "day", "week"];
+const SIZE_UNITS: [(&str, f64); 7] = [
+    ("B", 1.0),
+    ("kB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+];
+
+/// One step of a session.
+#[derive(Debug, PartialEq)]
+pub struct Step {
+    /// Line number in the document, from 1.
+    pub line: usize,
+    /// The command, without its prompts. Empty if the block continues a foreground command.
+    pub command: String,
+    /// The output that the document shows.
+    pub shown: String,
+}
+
+/// Returns the steps of all sessions in a document. A block without a language is a session, too, if it
+/// begins with a command.
+///
+/// # Panics
+/// If a command is in another block, where no test would find it.
+pub fn steps(document: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut language: Option<&str> = None; // of the open block
+    let mut is_first = false;
+    let mut has_output = false;
+    for (index, text) in document.lines().enumerate() {
+        let line = index + 1;
+        if let Some(fence) = text.trim_start().strip_prefix("```") {
+            language = language.is_none().then_some(fence);
+            (is_first, has_output) = (true, false);
+            continue;
+        }
+        if language == Some("") && is_first && text.starts_with("$ ") {
+            language = Some("console");
+        }
+        if language != Some("console") {
+            assert!(
+                language.is_none() || !text.starts_with("$ "),
+                "line {line}: a command outside of a console block: {text}"
+            );
+            is_first = false;
+            continue;
+        }
+        if let Some(command) = text.strip_prefix("$ ") {
+            let (command, shown) = (command.to_owned(), String::new());
+            steps.push(Step {
+                line,
+                command,
+                shown,
+            });
+            has_output = false;
+        } else if is_first {
+            let (command, shown) = (String::new(), format!("{text}\n"));
+            steps.push(Step {
+                line,
+                command,
+                shown,
+            });
+            has_output = true;
+        } else {
+            let step = steps.last_mut().expect("a step precedes its output");
+            if !has_output && let Some(continued) = text.strip_prefix("> ") {
+                step.command.push('\n');
+                step.command += continued;
+            } else {
+                step.shown += text;
+                step.shown.push('\n');
+                has_output = true;
+            }
+        }
+        is_first = false;
+    }
+    steps
+}
+
+/// curl shows no progress on a terminal, which the tests do not have.
+const AS_ON_A_TERMINAL: &str = r#"
+    exec 2>&1
+    curl() { command curl --no-progress-meter "$@"; }
+"#;
+
+/// Returns bash with both outputs in one, as on a terminal, and nothing on standard input.
+pub fn bash(command: &str, directory: &Path) -> Command {
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &format!("{AS_ON_A_TERMINAL}\n{command}")])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    bash
+}
+
+/// Runs a command to its end, but for at most `seconds`. Returns its output and its status.
+pub fn run(command: &str, directory: &Path, seconds: u64) -> (String, ExitStatus) {
+    let bash = bash(command, directory);
+    let mut timeout = Command::new("timeout");
+    timeout
+        .arg(seconds.to_string())
+        .arg(bash.get_program())
+        .args(bash.get_args())
+        .current_dir(directory)
+        .stdin(Stdio::null());
+    let output = timeout.output().expect("timeout and bash exist");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (text, output.status)
+}
+
+/// Returns whether the output is what the document shows.
+pub fn is_shown(printed: &str, shown: &str) -> bool {
+    let lines = |text: &str| text.trim_end().lines().map(tokens).collect::<Vec<_>>();
+    matches(
+        &lines(printed),
+        &lines(shown),
+        &|line| *line == [Token::Any],
+        &|printed, shown| {
+            matches(
+                printed,
+                shown,
+                &|token| *token == Token::Any,
+                &|printed, shown| is_similar(printed, shown),
+            )
+        },
+    )
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Token {
+    /// `…`
+    Any,
+    Space,
+    Id,
+    Number,
+    Month,
+    Age,
+    /// Bytes.
+    Size(f64),
+    /// Seconds.
+    Time(f64),
+    Text(String),
+}
+
+fn is_similar(printed: &Token, shown: &Token) -> bool {
+    match (printed, shown) {
+        (Token::Size(printed), Token::Size(shown)) => {
+            (printed - shown).abs() <= shown * SIZE_TOLERANCE
+        }
+        (Token::Time(printed), Token::Time(shown)) => is_similar_time(*printed, *shown),
+        _ => printed == shown,
+    }
+}
+
+/// Returns whether a time tells the same story as the one in the document. A busy machine may be five
+/// times slower. Waits of several seconds that the document does not show are a difference.
+fn is_similar_time(printed: f64, shown: f64) -> bool {
+    printed <= (shown * 5.0).max(shown + 1.0)
+}
+
+/// Returns whether the text fits the pattern, some of whose members stand for any number of members.
+fn matches<T>(
+    text: &[T],
+    pattern: &[T],
+    is_any: &dyn Fn(&T) -> bool,
+    fits: &dyn Fn(&T, &T) -> bool,
+) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some((first, rest)) if is_any(first) => {
+            (0..=text.len()).any(|skipped| matches(&text[skipped..], rest, is_any, fits))
+        }
+        Some((first, rest)) => text
+            .split_first()
+            .is_some_and(|(head, tail)| fits(head, first) && matches(tail, rest, is_any, fits)),
+    }
+}
+
+fn tokens(line: &str) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::new();
+    let mut words: Vec<&str> = Vec::new(); // the text of each token
+    let mut rest = line.trim();
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '…' => first.len_utf8(),
+            _ if first.is_whitespace() => rest.len() - rest.trim_start().len(),
+            _ => match rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.') {
+                Some(0) => first.len_utf8(),
+                end => end.unwrap_or(rest.len()),
+            },
+        };
+        let (word, behind) = rest.split_at(length);
+        rest = behind;
+        let before = words.len().checked_sub(2).map(|index| words[index]);
+        let token = token(word, before);
+        words.push(word);
+        let is_unit = !word.contains(|c: char| c.is_ascii_digit());
+        match token {
+            // A unit belongs to the number before it.
+            Token::Age | Token::Size(_) if is_unit => {
+                tokens.truncate(tokens.len() - 2);
+                let is_less = tokens.ends_with(&[Token::Text("than".to_owned()), Token::Space]);
+                let is_about = tokens.ends_with(&[Token::Text("About".to_owned()), Token::Space]);
+                let extra = if is_less {
+                    4
+                } else {
+                    usize::from(is_about) * 2
+                };
+                tokens.truncate(tokens.len() - extra);
+                tokens.push(token);
+                words = vec![word];
+            }
+            Token::Space if tokens.last() == Some(&Token::Any) => {}
+            Token::Any if tokens.last() == Some(&Token::Space) => {
+                tokens.pop();
+                tokens.push(token);
+            }
+            _ => tokens.push(token),
+        }
+    }
+    tokens
+}
+
+/// Classifies a word. `before` is the word before it, if only one token is between them.
+fn token(word: &str, before: Option<&str>) -> Token {
+    let has_digits = word.contains(|c: char| c.is_ascii_digit());
+    let has_letters = word.contains(|c: char| c.is_ascii_alphabetic());
+    let is_month = |word: &str| MONTHS.contains(&word);
+    let is_id = word.len() >= 12
+        && has_digits
+        && !word.contains(|c: char| c == '.' || c.is_ascii_uppercase());
+    if word == "…" {
+        Token::Any
+    } else if word.trim().is_empty() {
+        Token::Space
+    } else if is_id {
+        Token::Id
+    } else if before.is_some_and(|before| STATUS_AFTER.contains(&before)) {
+        Token::Text(word.to_owned())
+    } else if let Some(bytes) = size(word, before) {
+        Token::Size(bytes)
+    } else if has_digits && !has_letters && (word.len() > 1 || before.is_some_and(is_month)) {
+        Token::Number
+    } else if is_month(word) {
+        Token::Month
+    } else if before.is_some_and(is_amount)
+        && TIME_UNITS
+            .iter()
+            .any(|unit| word.trim_end_matches('s') == *unit)
+    {
+        Token::Age
+    } else if let Some(seconds) = time(word) {
+        Token::Time(seconds)
+    } else {
+        Token::Text(word.to_owned())
+    }
+}
+
+/// Returns whether the word can stand before a unit.
+fn is_amount(word: &str) -> bool {
+    word == "a" || word == "an" || word.parse::<f64>().is_ok()
+}
+
+/// The bytes of `915kB`, of `kB` behind `915`, or of `915424`.
+fn size(word: &str, before: Option<&str>) -> Option<f64> {
+    if word.len() >= 6 && word.bytes().all(|byte| byte.is_ascii_digit()) {
+        return word.parse().ok();
+    }
+    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = SIZE_UNITS
+        .iter()
+        .find_map(|(unit, factor)| (*unit == &word[digits.len()..]).then_some(*factor))?;
+    let amount = if digits.is_empty() { before? } else { digits };
+    Some(amount.parse::<f64>().ok()? * factor)
+}
+
+/// The seconds of `0m0.354s`, as `time` of bash prints them.
+fn time(word: &str) -> Option<f64> {
+    let (minutes, seconds) = word.strip_suffix('s')?.split_once('m')?;
+    Some(minutes.parse::<f64>().ok()? * 60.0 + seconds.parse::<f64>().ok()?)
+}
+
+#[test]
+fn finds_commands_and_their_output() {
+    let text =
+        "Text\n```console\n$ a \\\n> b\n$ c\nd\n> e\n```\n```rust\nx\n```\n```console\n^Cf\n```\n";
+    let step = |line, command: &str, shown: &str| Step {
+        line,
+        command: command.to_owned(),
+        shown: shown.to_owned(),
+    };
+    assert_eq!(
+        steps(text),
+        [
+            step(3, "a \\\nb", ""),
+            step(5, "c", "d\n> e\n"),
+            step(13, "", "^Cf\n")
+        ]
+    );
+}
+
+#[test]
+fn ignores_only_irrelevant_differences() {
+    for (printed, shown, is_same) in [
+        ("a  b", "a b", true),
+        ("asked 7502, 0 lost", "asked 31, 0 lost", true),
+        ("asked 7502, 1 lost", "asked 31, 0 lost", false),
+        ("timber-tutorial:1", "timber-tutorial:2", false),
+        ("3/3", "2/3", false),
+        ("kc8pr9oyvnfi timber.1", "na0byuaplkkc timber.1", true),
+        (
+            "node (na70fggpi4vn2do21i3trhu1e)",
+            "node (5mqnqz6ixcqhxgzkjbvmqx1yl)",
+            true,
+        ),
+        ("from 0.0 to 8.1 s", "from 11.4 to 40.0 s", true),
+        ("one\ntwo\nthree", "one\n…", true),
+        ("one\ntwo\nthree", "…\nthree", true),
+        ("one\ntwo\nthree", "…\ntwo", false),
+        ("one", "one …", true),
+        ("one two three", "one … three", true),
+        ("one two three", "one …", true),
+        ("one two three", "one … two", false),
+        ("{\"release\": \"1\", \"pid\": 1}", "{…\"1\"…}", true),
+        ("{\"release\": \"1\", \"pid\": 1}", "{…\"2\"…}", false),
+        ("915kB", "882kB", true),
+        ("915kB", "79.7MB", false),
+        ("0B 915.4kB", "0B 920kB", true),
+        ("919520", "915424", true),
+        ("919520", "452206", false),
+        ("78.9MB 915.4kB", "0B 915.4kB", false),
+        ("rss 968 kB", "rss 1012 kB", true),
+        ("rss 968 kB", "rss 2012 kB", false),
+        ("real 0m0.354s", "real 0m0.212s", true),
+        ("real 0m10.23s", "real 0m0.354s", false),
+        ("x 4 seconds ago", "x About a minute ago", true),
+        ("x Less than a second ago", "x 12 minutes ago", true),
+        ("Up 12 seconds (healthy)", "Up 9 seconds (healthy)", true),
+        ("Up 9 seconds (unhealthy)", "Up 9 seconds (healthy)", false),
+        (
+            "[01/Dec/2026 17:03:19] 200 26",
+            "[28/Nov/2026 9:03:19] 200 26",
+            false,
+        ),
+        (
+            "[01/Dec/2026 17:03:19] 200 26",
+            "[28/Nov/2026 19:03:19] 200 26",
+            true,
+        ),
+        ("Dec  1 17:03 etc", "Nov 28 16:45 etc", true),
+        (
+            "\"GET / HTTP/1.1\" 404 26",
+            "\"GET / HTTP/1.1\" 200 26",
+            false,
+        ),
+        ("returned 503", "returned 200", false),
+        ("a 1 915.4kB", "a 1 915.4kB", true),
+        ("a 2 915.4kB", "a 1 915.4kB", false),
+    ] {
+        assert_eq!(
+            is_shown(printed, shown),
+            is_same,
+            "{printed:?} and {shown:?}"
+        );
+    }
+}
