@@ -248,7 +248,7 @@ fn here(results: &Results) -> Option<String> {
         if overlap {
             ", which is within the spread"
         } else {
-            ", which is beyond the spread. But not only the size differs, the programs do, too"
+            ", which is beyond the spread. The size is not the only difference: the programs differ, too"
         }
     ))
 }

@@ -88,6 +88,36 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
         "cargo workshop watch",
         "runs until Ctrl-C; swarm/document.rs types it with a duration",
     ),
+    (
+        "docs/workshop.md",
+        "docker build",
+        "workshop/tests/offline.rs types it",
+    ),
+    (
+        "docs/workshop.md",
+        "docker save",
+        "workshop/tests/offline.rs types it",
+    ),
+    (
+        "docs/workshop.md",
+        "cargo vendor",
+        "workshop/tests/offline.rs types it",
+    ),
+    (
+        "docs/workshop.md",
+        "docker load",
+        "workshop/tests/offline.rs types it",
+    ),
+    (
+        "docs/workshop.md",
+        "cargo build --locked --offline",
+        "workshop/tests/offline.rs types it",
+    ),
+    (
+        "docs/workshop.md",
+        "cargo workshop show",
+        "workshop/tests/offline.rs types it",
+    ),
 ];
 
 /// Commands that fail, as their documents show: start of the command, exit code.
