@@ -149,17 +149,15 @@ fn buildah_builds_the_same_images() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_second_build_makes_the_same_layer() {
+    let first = image(2); // before the second, whose layers it could reuse
     let context = context();
-    let again = Image::new("again");
-    build(
-        &format!(
-            "docker build --no-cache -f Dockerfile.musl -t {} .",
-            again.0
-        ),
-        &context,
+    let second = Image::new("second");
+    let line = format!(
+        "docker build --no-cache -f Dockerfile.musl -t {} .",
+        second.0
     );
-    let [first, second] =
-        [&image(2), &again.0].map(|name| inspect(name, "RootFS")["Layers"].take());
+    build(&line, &context);
+    let [first, second] = [&first, &second.0].map(|name| inspect(name, "RootFS")["Layers"].take());
     assert_eq!(first, second);
 }
 
