@@ -317,7 +317,7 @@ impl Session {
             println!("{document}:{line}: $ {command}");
             // For brevity, the README omits most output.
             let shown = match shown.as_str() {
-                "" if document == "README.md" => "…",
+                "" if document == "README.md" && !stays_in_foreground(&command) => "…",
                 shown => shown,
             };
             self.type_in(&command, shown);
