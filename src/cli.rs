@@ -37,7 +37,9 @@ Options (a flag overrides its environment variable; TIME is 5, 5s or 500ms):
     text + "      --no-access-log
           Same as --access-log off
   -h, --help
+          Print this help
   -V, --version
+          Print the version
 
 Exit codes:
   0  Graceful shutdown: every request finished

@@ -112,7 +112,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "PORT",
         value: "PORT",
         default: "8000",
-        help: "Port if --bind names none; the images set 8080",
+        help: "Port to bind unless --bind sets one; 8080 in the images",
         set: |config, value| {
             config.platform_port = value.parse().map_err(|_| "a port number from 0 to 65535")?;
             Ok(())
@@ -123,7 +123,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_WORKERS",
         value: "N",
         default: "available CPUs",
-        help: "Threads that serve",
+        help: "Number of worker threads",
         set: |config, value| {
             config.workers = Some(parse_count(value)?);
             Ok(())
@@ -167,7 +167,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_HEADER_TIMEOUT",
         value: "TIME",
         default: "10s",
-        help: "Refuse a request whose head takes longer",
+        help: "Refuse a request if its head takes longer than this",
         set: |config, value| {
             config.header_timeout = parse_timeout(value)?;
             Ok(())
@@ -178,7 +178,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_WRITE_TIMEOUT",
         value: "TIME",
         default: "30s",
-        help: "Close a connection if its client takes longer to read a response",
+        help: "Close a connection if its client needs longer to read a response",
         set: |config, value| {
             config.write_timeout = parse_timeout(value)?;
             Ok(())
@@ -189,7 +189,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_MAX_CONNECTIONS",
         value: "N",
         default: "10000",
-        help: "Maximum number of open connections; lower if files or memory are limited",
+        help: "Maximum number of open connections; lowered to fit file and memory limits",
         set: |config, value| {
             config.max_connections = parse_count(value)?;
             Ok(())
@@ -200,7 +200,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_ACCESS_LOG",
         value: "WHICH",
         default: "on",
-        help: "Requests to log: off, on (all but probes, scrapes and samples) or all",
+        help: "Requests to log: off, on (without probes, scrapes and samples) or all",
         set: |config, value| {
             config.access_log = match value {
                 "off" => AccessLog::Off,
@@ -231,7 +231,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_RELEASE",
         value: "LABEL",
         default: "dev",
-        help: "Release that /version and the page show; the images set 1 and 2",
+        help: "Release shown by /version and the page; 1 and 2 in the images",
         set: |config, value| {
             if !(1..=64).contains(&value.chars().count()) {
                 return Err("a label of 1 to 64 characters");
