@@ -27,8 +27,8 @@ pub struct Arguments {
     ///
     /// PORT is the port inside the container [default: the one that the image exposes]. HOST is the
     /// port on this machine [default: a free one]. GET /PATH must return status 200 [default: /, or
-    /// /index for images of the tutorial]. Without any IMAGE, the three images of the tutorial are
-    /// compared, and built first if they are missing.
+    /// /index for images of the tutorial]. Default images: the three images of the tutorial, which
+    /// are built first if they are missing.
     #[arg(value_name = "IMAGE")]
     images: Vec<Subject>,
 
@@ -40,11 +40,11 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
     load: u32,
 
-    /// Number of connections of the load. Each sends its next request when it has its response
+    /// Number of connections under load. Each has one request in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
     connections: u32,
 
-    /// Time for an image to start, up to its first response with status 200
+    /// Maximum time from the start of a container to its first response with status 200
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..=600))]
     ready: u32,
 

@@ -28,7 +28,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
-/// Compares images of HTTP services, and counts the requests that a rollout loses
+/// Compare container images of HTTP services, and count the requests that a rollout loses
 #[derive(Parser)]
 #[command(name = "cargo workshop", bin_name = "cargo workshop", version)]
 struct Arguments {
@@ -40,9 +40,9 @@ struct Arguments {
 enum Command {
     /// Measure size, contents, start, stop, memory and throughput of images
     Compare(compare::Arguments),
-    /// Print an earlier comparison, or write its report again
+    /// Print the results of an earlier comparison, or write its report again
     Show(output::Arguments),
-    /// Send requests to a service during a rollout, and count the lost ones
+    /// Send requests to a service during a rollout, and count lost requests
     Watch(watch::Arguments),
 }
 

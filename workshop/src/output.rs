@@ -30,7 +30,7 @@ pub struct Arguments {
 /// Options of all commands that print results.
 #[derive(Args)]
 pub struct Options {
-    /// Format on standard output. json is the format of the results file
+    /// Format of the output. json is the format of the results file
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 
@@ -39,15 +39,16 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Results file of an earlier comparison. Changes since then are shown
+    /// Results file of an earlier comparison, to show the changes since then
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
     /// Exit with code 1 if a figure exceeds its limit or is not available
     ///
-    /// FIGURE=LIMIT applies to every image, IMAGE/FIGURE=LIMIT to the image of that name or label.
-    /// Example: size=100MB,timber-tutorial:2/size=930kB,stop=1s. Units of sizes are B, kB, MB, GB,
-    /// KiB, MiB and GiB, those of times us, ms and s. The median of repeated measurements counts.
+    /// FIGURE=LIMIT applies to every image, IMAGE/FIGURE=LIMIT only to the image with that name or
+    /// label. Example: size=100MB,timber-tutorial:2/size=930kB,stop=1s. Units of size: B, kB, MB,
+    /// GB, KiB, MiB, GiB. Units of time: us, ms, s. The median of repeated measurements is
+    /// compared.
     #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = limits::parse)]
     pub fail_over: Vec<Limit>,
 }

@@ -30,23 +30,22 @@ use tally::{Connections, Event, Tally};
 use crate::{progress::width, signals::Signals, table::wrap};
 
 const HELP: &str = "\
-Requests are sent at fixed times, whether or not earlier ones have finished, so that an outage \
-meets as many requests as any other time. Some are sent on new connections, the others on \
-keep-alive connections.
+Requests are sent at fixed times, even if earlier ones have not finished, so that the rate stays \
+the same during an outage. Some requests use new connections, the others keep-alive connections.
 
-A request is good if it has a complete response with status 200 within the timeout. Any other \
+A request is good if it gets a complete response with status 200 within the timeout. Any other \
 request is lost. If the server closes a keep-alive connection between two requests, nothing is \
-lost. If it closes or resets the connection before the response, the request is lost, but browsers \
-would retry it: the summary also counts these (\"retriable\").
+lost. If the server closes or resets the connection before the response, the request is lost. \
+Browsers would retry such requests, so the summary also counts them (\"retriable\").
 
-The summary groups requests by cause of loss, and by the release and host that responded, if the \
-response names them as /version does (JSON with \"release\" and \"hostname\"). Causes: refused, \
-reset, timed out, status NNN (other than 200), truncated (closed during the response), closed \
-without a response, unreachable, host name not resolved, not HTTP, other.
+The summary groups requests by cause of loss, and by the release and host that responded. It takes \
+the latter from \"release\" and \"hostname\" in JSON responses such as those of /version. Causes: \
+refused, reset, timed out, status NNN (other than 200), truncated (closed during the response), \
+closed without a response, unreachable, host name not resolved, not HTTP, other.
 
-Ctrl-C or SIGTERM ends the watch. It waits for in-flight requests, and prints the summary on \
-standard output. Everything else is on standard error. In the JSON, times are in seconds, and \
-points in time count from the start.
+At Ctrl-C or SIGTERM, the command waits for in-flight requests and prints the summary on standard \
+output. Progress and warnings go to standard error. In JSON, times are in seconds, and points in \
+time are relative to the start.
 
 Exit codes: 0 no request lost; 1 a request lost; 2 invalid arguments, or no response at all.";
 
@@ -72,11 +71,11 @@ pub struct Arguments {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
-    /// End after this time [default: at Ctrl-C or SIGTERM]
+    /// Stop after this time [default: at Ctrl-C or SIGTERM]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
 
-    /// Maximum number of requests in flight. Further ones are skipped and counted
+    /// Maximum number of in-flight requests. Further ones are skipped and counted
     // Below the usual file-descriptor limit of 1,024.
     #[arg(long, alias = "at-once", value_name = "N", default_value_t = 900)]
     max_in_flight: u32,
