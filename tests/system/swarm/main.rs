@@ -5,7 +5,7 @@
 //! The images are the existing ones, which the tests in `image` have built from this tree. Missing
 //! images are built.
 //!
-//! `bench/roll-outs` sets `TIMBER_ROLL_OUTS=10` for ten rollouts in each direction instead of one.
+//! `bench/roll-outs` sets `ROLL_OUTS=10` for ten rollouts in each direction instead of one.
 
 #[allow(dead_code, reason = "tests/service uses the rest")]
 #[path = "../../support/mod.rs"]
@@ -40,8 +40,8 @@ use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 #[test]
 #[ignore = "needs Docker Engine"]
 fn rollout_loses_no_request() {
-    let rounds = env::var("TIMBER_ROLL_OUTS")
-        .map_or(1, |n| n.parse().expect("TIMBER_ROLL_OUTS is a number"));
+    let rounds = env::var("ROLL_OUTS")
+        .map_or(1, |n| n.parse().expect("ROLL_OUTS is a number"));
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
     for round in 1..=rounds {
