@@ -70,6 +70,9 @@ impl Machine {
         bash.args(["-c", &format!("exec 2>&1; {command}")])
             .current_dir(self.clone.path())
             .env_remove("CARGO_TARGET_DIR")
+            // The tool compiles in half the time.
+            .env("CARGO_PROFILE_WORKSHOP_OPT_LEVEL", "0")
+            .env("CARGO_INCREMENTAL", "0")
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -81,7 +84,7 @@ impl Machine {
         let printed = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "$ {command}\n{printed}");
         let mut rest = &*printed;
-        for part in shown.split('…').map(str::trim) {
+        for part in shown.split(['…', '\n']).map(str::trim) {
             let at = rest
                 .find(part)
                 .unwrap_or_else(|| panic!("$ {command}\nmissing {part:?} in\n{printed}"));
@@ -132,8 +135,10 @@ fn the_section_offline_works_without_a_network() {
     assert!(is_empty(machine.cargo_home.path()));
     for (command, shown) in &offline {
         machine.perform(command, shown, true);
+        if command.starts_with("docker load") {
+            assert_eq!(images(), built);
+        }
     }
-    assert_eq!(images(), built);
     assert!(machine.clone.path().join("target/debug/timber").exists());
 }
 
