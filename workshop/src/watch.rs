@@ -52,7 +52,7 @@ Exit codes: 0 no request lost; 1 a request lost; 2 invalid arguments, or no resp
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {
-    /// URL of the service, such as http://localhost:8080, without TLS [default path: /version]
+    /// URL of the service, with the scheme http [default path: /version]
     url: Target,
 
     /// Requests per second on new connections
