@@ -16,7 +16,7 @@ const REASON: &str = "the measurement ended early: no response with status 200 w
 /// Returns the results without the failed image.
 fn sound(directory: &Path) -> std::path::PathBuf {
     changed(directory, |results| {
-        drop(results["images"].as_array_mut().unwrap().pop())
+        drop(results["images"].as_array_mut().unwrap().pop());
     })
 }
 
@@ -164,7 +164,7 @@ fn the_readme_has_the_figures_of_its_picture() {
 fn markdown_escapes_names() {
     let directory = tempfile::tempdir().unwrap();
     let file = changed(directory.path(), |results| {
-        results["images"][1]["label"] = "a|b\n`c`".into()
+        results["images"][1]["label"] = "a|b\n`c`".into();
     });
     let text = stdout(&show(&file, &["--format", "markdown"]));
     let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
