@@ -40,8 +40,7 @@ use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 #[test]
 #[ignore = "needs Docker Engine"]
 fn rollout_loses_no_request() {
-    let rounds = env::var("ROLL_OUTS")
-        .map_or(1, |n| n.parse().expect("ROLL_OUTS is a number"));
+    let rounds = env::var("ROLL_OUTS").map_or(1, |n| n.parse().expect("ROLL_OUTS is a number"));
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
     for round in 1..=rounds {
