@@ -4,12 +4,15 @@
 //! start with `> ` continue it, and the lines below are its output. A block that starts with output
 //! continues the command that was left running in the foreground, and `^C` in it stops that command.
 //!
-//! Output is compared token by token. These differences are ignored, because they say nothing about
-//! whether a document is true: spaces, numbers of two digits and more, identifiers (12 and more
-//! lowercase letters and digits), months, and ages such as "4 seconds ago". Sizes, such as "79.7MB" and
-//! numbers of six digits and more, may differ by [`SIZE_TOLERANCE`], and times printed by bash's `time` by [`is_similar_time`]. Numbers
-//! of one digit and HTTP statuses are compared: they count replicas, name releases and tell errors.
-//! `…` stands for any text within a line, and alone on a line for any lines.
+//! Output is compared token by token. Some differences say nothing about whether a document is true:
+//!
+//! - Spaces, numbers of two digits and more, identifiers (12 and more lowercase letters and digits),
+//!   months, and ages such as "4 seconds ago" are ignored.
+//! - Sizes, such as "79.7MB" and numbers of six digits and more, may differ by [`SIZE_TOLERANCE`].
+//! - Times, such as "0m0.354s" and "20ms", may differ as [`is_similar_time`] says.
+//!
+//! Numbers of one digit and HTTP statuses must be equal, because they count replicas, name releases and
+//! tell errors. `…` stands for any text within a line, and alone on a line for any lines.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -302,8 +305,11 @@ fn size(word: &str, before: Option<&str>) -> Option<f64> {
     Some(amount.parse::<f64>().ok()? * factor)
 }
 
-/// The seconds of `0m0.354s`, as `time` of bash prints them.
+/// The seconds of `0m0.354s`, as `time` of bash prints them, or of `20ms`.
 fn time(word: &str) -> Option<f64> {
+    if let Some(milliseconds) = word.strip_suffix("ms") {
+        return milliseconds.parse().ok().map(|ms: f64| ms / 1000.0);
+    }
     let (minutes, seconds) = word.strip_suffix('s')?.split_once('m')?;
     Some(minutes.parse::<f64>().ok()? * 60.0 + seconds.parse::<f64>().ok()?)
 }
@@ -361,6 +367,8 @@ fn ignores_only_irrelevant_differences() {
         ("rss 968 kB", "rss 2012 kB", false),
         ("real 0m0.354s", "real 0m0.212s", true),
         ("real 0m10.23s", "real 0m0.354s", false),
+        ("aborted in 24ms", "aborted in 20ms", true),
+        ("aborted in 8s", "aborted in 20ms", false),
         ("x 4 seconds ago", "x About a minute ago", true),
         ("x Less than a second ago", "x 12 minutes ago", true),
         ("Up 12 seconds (healthy)", "Up 9 seconds (healthy)", true),

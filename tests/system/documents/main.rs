@@ -445,14 +445,14 @@ impl Foreground {
             printed,
         };
         if !foreground.shown.is_empty() {
-            foreground.wait_for("");
+            foreground.wait_for("", START);
         }
         foreground
     }
 
-    fn wait_for(&self, more: &str) {
+    fn wait_for(&self, more: &str, patience: Duration) {
         let shown = format!("{}…\n{more}", self.shown);
-        let end = Instant::now() + START;
+        let end = Instant::now() + patience;
         loop {
             let printed = self.printed.lock().unwrap().clone();
             if console::is_shown(&printed, &shown) {
@@ -470,9 +470,9 @@ impl Foreground {
     /// Presses Ctrl-C where the document shows it, and compares the whole output.
     fn interrupt(mut self, shown: &str) {
         let (before, after) = shown.split_once("^C").expect("the document shows ^C");
-        self.wait_for(before);
+        self.wait_for(before, PATIENCE);
         self.signal();
-        self.wait_for(&format!("{before}{after}"));
+        self.wait_for(&format!("{before}{after}"), PATIENCE);
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(0), "$ {}", self.command);
     }
