@@ -187,7 +187,8 @@ fn serves_with_fewer_workers_if_threads_cannot_start() {
         assert_eq!(container.get("/index").status, 200);
         let log = container.log();
         assert!(
-            log.contains("Worker 1 cannot start") && log.contains("Using workers: 1\n"),
+            log.contains("Cannot start the thread of worker 1")
+                && log.contains("Using workers: 1\n"),
             "{log}"
         );
     }
