@@ -37,6 +37,11 @@ static WATCH: LazyLock<PathBuf> = LazyLock::new(|| {
     ])
 });
 
+/// Compiles `cargo workshop watch`, so that the next call starts at once.
+pub fn compile_watch() {
+    LazyLock::force(&WATCH);
+}
+
 static MESH: LazyLock<PathBuf> = LazyLock::new(|| {
     let mesh = concat!(env!("CARGO_TARGET_TMPDIR"), "/mesh");
     run(&format!(
