@@ -1,74 +1,227 @@
-//! The connection limit.
+//! The connection limit: who may open a connection, and who closes one at the limit.
+//!
+//! At the limit, a new connection opens from a small reserve and asks for a permit. The connection
+//! that has been parked longest closes and so returns its own: a server may close an idle
+//! connection at any time (RFC 9112 section 9.5). If none is parked, the new connection stays in the
+//! reserve, where `connection` answers probes and refuses everything else. Beyond the reserve,
+//! clients wait in the backlog.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::select;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, futures::Notified};
+use tokio::time::Duration;
 
 use crate::config::Config;
 use crate::container;
-use crate::lifecycle::OpenGuard;
 use crate::metrics::Metrics;
+use crate::timers::Timers;
+
+/// Connections beyond the limit that are open at once. Together with the time that each of them
+/// may take, this decides how many clients per second find out that the service is full: 64 (see
+/// `connection::RESERVE_TIMEOUT`).
+pub const RESERVE: usize = 16;
+
+/// Time that a new connection at the limit waits for a permit. A parked connection returns its own
+/// within a millisecond, unless the machine is overloaded.
+const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Connections that may be open before the limit of the container is known. No limit is lower,
+/// except a configured one.
+const FIRST_PERMITS: usize = 16;
 
 /// Decides how many connections are open at once.
 pub struct Admission {
-    limit: usize,
     permits: Semaphore,
+    reserve: Semaphore,
+    /// Reserve connections that wait for a permit which no other connection is about to return.
+    wanted: AtomicUsize,
+    /// Parked connections wait here, in the order in which they were parked.
+    parked: Notify,
+    /// Notified when the last open connection has closed.
+    all_closed: Notify,
+    first_permits: usize,
     metrics: &'static Metrics,
 }
 
 /// Permission to open one more connection.
-pub type Permit = SemaphorePermit<'static>;
+pub enum Permit {
+    Regular(SemaphorePermit<'static>),
+    Reserve(SemaphorePermit<'static>),
+}
 
 /// An open connection. When it is dropped, the next one may open.
 pub struct ConnectionSlot {
-    // A pointer to both counters: a larger slot would lift a parked connection from 1.25 to 1.55 kB.
+    // As large as a parked connection can afford: 8 bytes more would lift it from 1.25 to 1.55 kB.
     admission: &'static Admission,
-    _open: OpenGuard,
+    /// Number of connections of the worker that serves this one.
+    load: &'static AtomicUsize,
+    kind: SlotKind,
+}
+
+#[derive(PartialEq)]
+enum SlotKind {
+    Regular,
+    Reserve,
+    /// Was regular, and closes in favor of a connection of the reserve.
+    Evicted,
 }
 
 impl Admission {
     pub fn new(limit: usize, metrics: &'static Metrics) -> Self {
-        let permits = Semaphore::new(limit);
+        let first_permits = limit.min(FIRST_PERMITS);
         Admission {
-            limit,
-            permits,
+            permits: Semaphore::new(first_permits),
+            reserve: Semaphore::new(RESERVE),
+            wanted: AtomicUsize::new(0),
+            parked: Notify::new(),
+            all_closed: Notify::new(),
+            first_permits,
             metrics,
         }
     }
 
-    /// Lowers the limit. Returns true if it was higher. To be called once, at the start.
-    pub fn lower(&self, limit: usize) -> bool {
-        let excess = self.limit.saturating_sub(limit);
-        self.permits.forget_permits(excess) > 0
+    /// Raises the limit from that of the first moments. To be called once.
+    pub fn raise(&self, limit: usize) {
+        let more = limit.saturating_sub(self.first_permits);
+        (0..more).take_while(|_| self.take_request()).for_each(drop);
+        self.permits.add_permits(more);
     }
 
-    /// Waits until one more connection may be open.
-    #[expect(clippy::missing_panics_doc, reason = "the semaphore is never closed")]
-    pub async fn wait(&'static self) -> Permit {
-        let permit = self.permits.acquire().await;
-        permit.expect("the semaphore is never closed")
-    }
-
-    /// Counts an open connection. A shutdown opens those in the backlog without a permit.
-    pub fn admit(&'static self, permit: Option<Permit>, open: OpenGuard) -> ConnectionSlot {
-        if let Some(permit) = permit {
-            permit.forget(); // returned by `drop`
+    /// Waits until one more connection may be open, if need be in the reserve.
+    pub async fn permit(&'static self) -> Permit {
+        select! {
+            biased;
+            permit = acquire(&self.permits) => Permit::Regular(permit),
+            permit = acquire(&self.reserve) => Permit::Reserve(permit),
         }
+    }
+
+    /// Waits until one more connection may be open, and never takes from the reserve.
+    pub async fn regular_permit(&'static self) -> Permit {
+        Permit::Regular(acquire(&self.permits).await)
+    }
+
+    /// Counts an open connection of the worker that has `load`.
+    pub fn admit(&'static self, permit: Permit, load: &'static AtomicUsize) -> ConnectionSlot {
+        // A connection may have closed since.
+        let permit = match (permit, self.permits.try_acquire()) {
+            (Permit::Reserve(_), Ok(regular)) => Permit::Regular(regular),
+            (permit, _) => permit,
+        };
+        let kind = match permit {
+            Permit::Regular(_) => SlotKind::Regular,
+            Permit::Reserve(_) => SlotKind::Reserve,
+        };
+        let (Permit::Regular(permit) | Permit::Reserve(permit)) = permit;
+        permit.forget(); // returned by `drop`
+        load.fetch_add(1, Relaxed);
         self.metrics.connections.fetch_add(1, Relaxed);
         ConnectionSlot {
             admission: self,
-            _open: open,
+            load,
+            kind,
         }
+    }
+
+    /// Returns a future for a parked connection. It completes when the connection may have to close:
+    /// ask [`ConnectionSlot::give_way`], and whether the closing phase has begun.
+    pub fn parked(&self) -> Notified<'_> {
+        self.parked.notified()
+    }
+
+    /// Wakes every parked connection, because the closing phase has begun.
+    pub fn wake_parked(&self) {
+        self.parked.notify_waiters();
+    }
+
+    /// Wakes the connection that has been parked longest. If there is none, the next one that parks
+    /// wakes up in vain.
+    pub fn wake_longest_parked(&self) {
+        self.parked.notify_one();
+    }
+
+    /// Takes back the request for a permit that has been satisfied, or given up. Returns false if
+    /// there is none.
+    fn take_request(&self) -> bool {
+        let one_less = |wanted: usize| wanted.checked_sub(1);
+        self.wanted.fetch_update(Relaxed, Relaxed, one_less).is_ok()
+    }
+
+    fn open_connections(&self) -> u64 {
+        self.metrics.connections.load(Relaxed)
+    }
+
+    /// Waits until all connections are closed. Only one task may wait.
+    pub async fn all_closed(&self) {
+        while self.open_connections() > 0 {
+            self.all_closed.notified().await;
+        }
+    }
+
+    pub fn has_open_connections(&self) -> bool {
+        self.open_connections() > 0
+    }
+}
+
+async fn acquire(semaphore: &'static Semaphore) -> SemaphorePermit<'static> {
+    semaphore
+        .acquire()
+        .await
+        .expect("the semaphore is never closed")
+}
+
+impl ConnectionSlot {
+    pub fn is_reserve(&self) -> bool {
+        self.kind == SlotKind::Reserve
+    }
+
+    /// Moves a connection from the reserve to a regular permit, for which the connection that has
+    /// been parked longest is closed. Returns false if no permit comes.
+    pub async fn leave_reserve(&mut self, timers: &Timers) -> bool {
+        let admission = self.admission;
+        admission.wanted.fetch_add(1, Relaxed);
+        admission.wake_longest_parked();
+        let permit = timers.timeout(PERMIT_TIMEOUT, acquire(&admission.permits));
+        if let Ok(permit) = permit.await {
+            permit.forget();
+            self.kind = SlotKind::Regular;
+            admission.reserve.add_permits(1);
+            true
+        } else {
+            admission.take_request();
+            false
+        }
+    }
+
+    /// Returns true if this parked connection has to close, because another one waits for its
+    /// permit.
+    pub fn give_way(&mut self) -> bool {
+        let is_wanted = self.admission.take_request();
+        if is_wanted {
+            self.kind = SlotKind::Evicted;
+            let metrics = self.admission.metrics;
+            metrics.evicted_connections.fetch_add(1, Relaxed);
+        }
+        is_wanted
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let Admission {
-            permits, metrics, ..
-        } = self.admission;
-        permits.add_permits(1);
-        metrics.connections.fetch_sub(1, Relaxed);
+        let admission = self.admission;
+        self.load.fetch_sub(1, Relaxed);
+        if self.is_reserve() {
+            admission.reserve.add_permits(1);
+        } else {
+            if self.kind == SlotKind::Regular {
+                admission.take_request();
+            }
+            admission.permits.add_permits(1);
+        }
+        if admission.metrics.connections.fetch_sub(1, Relaxed) == 1 {
+            admission.all_closed.notify_one();
+        }
     }
 }
 
@@ -79,8 +232,8 @@ impl Drop for ConnectionSlot {
 /// The limit leaves no room for a connection; in one line.
 pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, String> {
     // Beside connections: streams, listener and signals, and for each worker an epoll instance, its
-    // wake-up and a listener.
-    let reserved_files = |workers: usize| 16 + 4 * workers;
+    // wake-up and a receiver of signals.
+    let reserved_files = |workers: usize| 16 + RESERVE + 3 * workers;
     let wanted = config.max_connections;
     // Counting the CPUs takes a while, so count them only if the result depends on it.
     if open_files >= wanted + reserved_files(config.workers.unwrap_or(256)) {

@@ -32,6 +32,8 @@ pub struct Route {
     pub path: &'static str,
     /// Requested by machines every few seconds. By default the access log leaves such requests out.
     pub is_polled: bool,
+    /// Answered even at the connection limit.
+    pub is_probe: bool,
     /// What the page says about it.
     pub summary: &'static str,
     handler: Handler,
@@ -39,11 +41,11 @@ pub struct Route {
 
 pub static ROUTES: &[Route] = &[
     Route::get("/index", "The tutorial's endpoint", index),
-    Route::polled("/healthz", "Liveness: the process works", healthz),
-    Route::polled("/readyz", "Readiness: send traffic", readyz),
+    Route::probe("/healthz", "Liveness: the process works", healthz),
+    Route::probe("/readyz", "Readiness: send traffic", readyz),
     Route::get("/version", "Build, release and host", version),
     Route::polled("/sample", "The same, then the connection closes", sample),
-    Route::polled("/metrics", "Counters for Prometheus", metrics),
+    Route::probe("/metrics", "Counters for Prometheus", metrics),
     Route::get("/openapi.json", "This API in OpenAPI 3.1", openapi),
     Route::get("/", "This page, for browsers", page),
 ];
@@ -53,6 +55,7 @@ impl Route {
         Route {
             path,
             is_polled: false,
+            is_probe: false,
             summary,
             handler,
         }
@@ -62,6 +65,13 @@ impl Route {
         Route {
             is_polled: true,
             ..Route::get(path, summary, handler)
+        }
+    }
+
+    const fn probe(path: &'static str, summary: &'static str, handler: Handler) -> Self {
+        Route {
+            is_probe: true,
+            ..Route::polled(path, summary, handler)
         }
     }
 }
@@ -84,6 +94,7 @@ pub fn respond(context: &Context, head: &Parts, client: IpAddr) -> (Option<usize
         Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::TRACE => {
             Response::with_methods(StatusCode::METHOD_NOT_ALLOWED)
         }
+        ref method if method == "QUERY" => Response::with_methods(StatusCode::METHOD_NOT_ALLOWED),
         _ => Failure::new(StatusCode::NOT_IMPLEMENTED, "Invalid HTTP method").into(),
     };
     (Some(index), response)

@@ -35,6 +35,10 @@ use crate::timeouts::{Timeouts, Verdict};
 /// Time for the client to read the last response. Its further input is discarded.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time for a connection of the reserve to send its request and to read the response. A probe from
+/// the same host takes a millisecond; what is longer keeps others out.
+const RESERVE_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// Serves a connection until it ends or misses a deadline. It is `active` while it is not parked.
 ///
 /// After a quiet tick the connection is parked: without hyper's state and buffers it takes 1.25 kB
@@ -43,44 +47,85 @@ pub async fn serve(
     context: &'static Context,
     mut stream: TcpStream,
     address: IpAddr,
-    _slot: ConnectionSlot,
+    mut slot: ConnectionSlot,
     mut active: ActiveGuard,
 ) {
-    // Responses are written whole, so Nagle's algorithm only delays them. If this fails, they are
-    // only slower.
-    _ = stream.set_nodelay(true);
+    // Futures are boxed where their memory is to be returned while the connection is parked.
+    if slot.is_reserve() && !Box::pin(slot.leave_reserve(&context.timers)).await {
+        return Box::pin(serve_from_reserve(context, stream, address)).await;
+    }
     // A new connection has the time of a head for its first byte.
     let mut deadline = Instant::now() + context.config.header_timeout;
-    // Boxed, so that the memory is returned while the connection is parked.
-    while let Some(parked) = Box::pin(serve_until_idle(context, stream, address, deadline)).await {
+    loop {
+        let served = Box::pin(async {
+            let client = Client::new(context, address, false);
+            serve_until_idle(&client, stream, deadline).await
+        });
+        let Some(parked) = served.await else {
+            return;
+        };
         drop(active);
         (stream, deadline) = (parked.stream, parked.deadline);
-        let is_readable = wait_until_readable(context, &stream, deadline).await;
-        if !is_readable && !has_unread(&stream) {
-            return;
+        match wait_while_parked(context, &stream, deadline, &mut slot).await {
+            Wake::Readable => {}
+            Wake::Over if has_unread(&stream) => {}
+            Wake::Over | Wake::Evicted => return,
         }
         active = context.lifecycle.active_guard();
     }
 }
 
-/// Waits until the client sends something or closes. Returns false if `deadline` or the closing
-/// phase comes first.
-async fn wait_until_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
+/// Answers a probe although the connection limit is reached, and refuses any other request.
+async fn serve_from_reserve(context: &'static Context, stream: TcpStream, address: IpAddr) {
+    let deadline = Instant::now() + RESERVE_TIMEOUT;
+    let client = Client::new(context, address, true);
+    let serve = serve_until_idle(&client, stream, deadline);
+    _ = context.timers.timeout(RESERVE_TIMEOUT, serve).await;
+    if !client.was_probed.load(Relaxed) {
+        let refused = &context.metrics.refused_connections;
+        refused.fetch_add(1, Relaxed);
+    }
+}
+
+/// Why a connection is no longer parked.
+enum Wake {
+    /// The client has sent something or closed.
+    Readable,
+    /// The idle timeout is over, or the closing phase has begun.
+    Over,
+    /// Another connection needs the permit of this one.
+    Evicted,
+}
+
+/// Waits until there is a reason to do something with a parked connection.
+async fn wait_while_parked(
+    context: &Context,
+    stream: &TcpStream,
+    deadline: Instant,
+    slot: &mut ConnectionSlot,
+) -> Wake {
     let mut deadline = pin!(context.timers.sleep_until(deadline));
-    let mut closing = pin!(context.lifecycle.closing());
+    let mut wake_up = pin!(context.admission.parked());
     // With `select!`, a parked connection would take 1,627 bytes instead of 1,252.
     poll_fn(|cx| {
         if stream.poll_read_ready(cx).is_ready() {
-            return Poll::Ready(true);
+            return Poll::Ready(Wake::Readable);
         }
-        let is_over = deadline.as_mut().poll(cx).is_ready()
-            || closing.as_mut().poll(cx).is_ready()
-            || context.lifecycle.is_closing();
-        if is_over {
-            Poll::Ready(false)
-        } else {
-            Poll::Pending
+        while wake_up.as_mut().poll(cx).is_ready() && !context.lifecycle.is_closing() {
+            if has_unread(stream) {
+                // It has a request, so the next one has to close.
+                context.admission.wake_longest_parked();
+                return Poll::Ready(Wake::Readable);
+            }
+            if slot.give_way() {
+                return Poll::Ready(Wake::Evicted);
+            }
+            wake_up.set(context.admission.parked());
         }
+        if deadline.as_mut().poll(cx).is_ready() || context.lifecycle.is_closing() {
+            return Poll::Ready(Wake::Over);
+        }
+        Poll::Pending
     })
     .await
 }
@@ -110,12 +155,11 @@ enum End {
 /// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The
 /// first request must begin before `deadline`.
 async fn serve_until_idle(
-    context: &'static Context,
+    client: &Client,
     mut stream: TcpStream,
-    address: IpAddr,
     deadline: Instant,
 ) -> Option<Parked> {
-    let client = &Client::new(context, address);
+    let context = client.context;
     let timer = pin!(context.timers.sleep_until(Instant::now())); // `Timeouts::new` sets the time
     let closing = pin!(context.lifecycle.closing());
     let mut timeouts = Timeouts::new(context, &client.traffic, timer, closing).await;
@@ -203,17 +247,23 @@ struct Client {
     /// The address as the logs show it.
     name: String,
     traffic: Traffic,
+    /// Served from the reserve.
+    is_reserve: bool,
+    /// Has got the response to a probe from the reserve.
+    was_probed: AtomicBool,
     /// The last request had a body, which is not read.
     has_unread_body: AtomicBool,
 }
 
 impl Client {
-    fn new(context: &'static Context, address: IpAddr) -> Self {
+    fn new(context: &'static Context, address: IpAddr, is_reserve: bool) -> Self {
         Client {
             context,
             address,
             name: address.to_string(),
             traffic: Traffic::new(context.metrics),
+            is_reserve,
+            was_probed: AtomicBool::new(false),
             has_unread_body: AtomicBool::new(false),
         }
     }
@@ -228,7 +278,14 @@ impl Client {
         let start = Instant::now();
         self.traffic.start_request();
         let (mut head, body) = request.into_parts();
-        let (route, response) = api::respond(context, &head, self.address);
+        let (route, mut response) = api::respond(context, &head, self.address);
+        if self.is_reserve {
+            if route.is_some_and(|route| ROUTES[route].is_probe) {
+                self.was_probed.store(true, Relaxed);
+            } else {
+                response = Response::at_the_limit();
+            }
+        }
         self.log(&head, route, &response);
         // No endpoint takes a body. Keeping the connection would require finding the body's end, so
         // the connection closes after the response.
@@ -241,7 +298,7 @@ impl Client {
         for (name, value) in response.headers {
             head.headers.insert(name, value.clone());
         }
-        if has_body || context.lifecycle.is_draining() {
+        if has_body || self.is_reserve || context.lifecycle.is_draining() {
             let close = HeaderValue::from_static("close");
             head.headers.insert(CONNECTION, close);
         }
@@ -306,22 +363,25 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
+    use tokio::runtime::Handle;
 
     use super::*;
     use crate::config::Config;
     use crate::log::Log;
     use crate::metrics::Metrics;
+    use crate::timers::Timers;
 
     #[tokio::test]
     async fn refusal_that_does_not_fit_into_the_send_buffer_is_not_counted() {
         let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
         let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
-        let context = Context::new(Config::default(), 0, metrics, log);
+        let timers = Timers::of(Handle::current());
+        let context = Context::new(Config::default(), 0, timers, metrics, log);
         let context: &Context = Box::leak(Box::new(context));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connecting = TcpStream::connect(listener.local_addr().unwrap());
         let (mut reader, (server, peer)) = tokio::try_join!(connecting, listener.accept()).unwrap();
-        let client = Client::new(context, peer.ip());
+        let client = Client::new(context, peer.ip(), false);
         let failure = Failure::bad_request("Malformed HTTP request (RFC 9112)");
 
         client.refuse(&server, failure);

@@ -25,11 +25,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// To be called in the main thread's runtime, which drives the timers.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn new(config: Config, port: u16, metrics: &'static Metrics, log: &'static Log) -> Self {
+    pub fn new(
+        config: Config,
+        port: u16,
+        timers: Timers,
+        metrics: &'static Metrics,
+        log: &'static Log,
+    ) -> Self {
         Context {
             admission: Admission::new(config.max_connections, metrics),
             config,
@@ -37,7 +39,7 @@ impl Context {
             start: Instant::now(),
             start_epoch_seconds: epoch_seconds(),
             lifecycle: Lifecycle::default(),
-            timers: Timers::of_this_runtime(),
+            timers,
             metrics,
             log,
         }

@@ -18,4 +18,5 @@ pub mod server;
 mod socket;
 pub mod text;
 mod timeouts;
-mod timers;
+pub mod timers;
+mod workers;

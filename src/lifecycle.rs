@@ -15,35 +15,15 @@ enum Phase {
     Closing,
 }
 
-/// The state of the process, and the guards that a graceful shutdown waits for.
+/// The state of the process, and which connections are active.
 #[derive(Default)]
 pub struct Lifecycle {
     /// 0 while the service is serving, then a [`Phase`].
     phase: AtomicU8,
     /// Notified once, at the start of the closing phase.
     closing: Notify,
-    /// True once the workers have to stop accepting. Each accept loop holds a receiver.
-    stop_accepting: watch::Sender<bool>,
-    /// Every connection holds a receiver.
-    open: watch::Sender<()>,
     /// Every connection that is not parked holds a receiver.
     active: watch::Sender<()>,
-}
-
-/// Held by an accept loop. A shutdown waits until all of them are dropped.
-pub struct AcceptGuard(watch::Receiver<bool>);
-
-impl AcceptGuard {
-    /// Waits until the workers have to stop accepting.
-    pub async fn stopped(&mut self) {
-        // An error means that the sender is gone, and with it the whole lifecycle.
-        _ = self.0.wait_for(|stop| *stop).await;
-    }
-}
-
-/// Held by a connection until it ends. A shutdown waits until all are dropped.
-pub struct OpenGuard {
-    _receiver: watch::Receiver<()>,
 }
 
 /// Held by a connection that may have a request in flight. A shutdown that does not wait for it aborts
@@ -68,12 +48,6 @@ impl Lifecycle {
         self.phase.fetch_max(Phase::Draining as u8, Relaxed);
     }
 
-    /// Tells the accept loops to stop, and waits until the last of them has.
-    pub async fn stop_accepting(&self) {
-        self.stop_accepting.send_replace(true);
-        self.stop_accepting.closed().await;
-    }
-
     /// Tells connections to close once they have no request in flight.
     pub fn start_closing(&self) {
         self.phase.fetch_max(Phase::Closing as u8, Relaxed);
@@ -86,16 +60,6 @@ impl Lifecycle {
         self.closing.notified()
     }
 
-    pub fn accept_guard(&self) -> AcceptGuard {
-        AcceptGuard(self.stop_accepting.subscribe())
-    }
-
-    pub fn open_guard(&self) -> OpenGuard {
-        OpenGuard {
-            _receiver: self.open.subscribe(),
-        }
-    }
-
     pub fn active_guard(&self) -> ActiveGuard {
         ActiveGuard {
             _receiver: self.active.subscribe(),
@@ -105,14 +69,5 @@ impl Lifecycle {
     /// Number of connections that are not parked.
     pub fn active_connections(&self) -> usize {
         self.active.receiver_count()
-    }
-
-    pub fn has_open_connections(&self) -> bool {
-        self.open.receiver_count() > 0
-    }
-
-    /// Waits until all connections are closed.
-    pub async fn all_closed(&self) {
-        self.open.closed().await;
     }
 }

@@ -1,5 +1,6 @@
 //! The listening socket: its address, its options, and how a shutdown empties it.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
@@ -10,6 +11,11 @@ use crate::config::{Config, parse_ip};
 /// Maximum number of connections that wait to be accepted. Linux caps it at `net.core.somaxconn`,
 /// by default 4096.
 const BACKLOG: u32 = 4096;
+
+/// Size of a connection's send buffer and of its receive buffer in the kernel, in bytes. Linux
+/// doubles it, to have room for its own data. By default both grow to megabytes if the client
+/// does not read, which no limit of connections could bound.
+const SOCKET_BUFFER: u32 = 8 * 1024;
 
 /// Linux's EAFNOSUPPORT, "address family not supported": IPv6 is switched off.
 const EAFNOSUPPORT: i32 = 97;
@@ -55,6 +61,11 @@ fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     // Connections of an earlier process in TIME_WAIT do not hold the port.
     socket.set_reuseaddr(true)?;
+    // Accepted connections inherit the following. Responses are written whole, so Nagle's algorithm
+    // would only delay them.
+    socket.set_nodelay(true)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }
@@ -92,16 +103,23 @@ pub fn decline_handshakes(listener: &TcpListener) {
 #[cfg(not(target_os = "linux"))]
 pub fn decline_handshakes(_: &TcpListener) {}
 
-/// Returns the connections in the backlog, and the error that ended them if there was one. Nothing
-/// is served meanwhile, or the backlog could fill as fast as it empties. `listener` must not block.
-pub fn empty_backlog(listener: &TcpListener) -> (Vec<(TcpStream, SocketAddr)>, Option<io::Error>) {
-    let mut connections = Vec::new();
+/// Appends the connections in the backlog to `connections`. `listener` must not block.
+///
+/// # Errors
+/// Why not all of them could be accepted.
+pub fn empty_backlog(
+    listener: &TcpListener,
+    connections: &mut VecDeque<(TcpStream, SocketAddr)>,
+) -> io::Result<()> {
     loop {
         match listener.accept() {
-            Ok(connection) => connections.push(connection),
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                connections.push_back((stream, peer));
+            }
             Err(error) if is_client_gone(&error) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return (connections, None),
-            Err(error) => return (connections, Some(error)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
 }

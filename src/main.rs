@@ -1,17 +1,18 @@
 //! The process: arguments, environment, signals and the exit code.
 
-use std::cell::LazyCell;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::panic;
 use std::process::{self, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use timber::api::{self, ROUTES};
 use timber::cli::{self, Command};
@@ -19,7 +20,9 @@ use timber::config::{AccessLog, Config};
 use timber::context::Context;
 use timber::log::Log;
 use timber::metrics::Metrics;
-use timber::{admission, container, healthcheck, listener, server};
+use timber::server::Server;
+use timber::timers::Timers;
+use timber::{admission, container, healthcheck, listener};
 
 /// Could not start, or a shutdown aborted connections.
 const EXIT_FAILURE: u8 = 1;
@@ -74,75 +77,115 @@ fn fail(errors: &[String], code: u8) -> ExitCode {
 /// # Errors
 /// Why the service cannot start, in one line.
 fn run(mut config: Config) -> Result<ExitCode, String> {
+    let cannot_start = |error| format!("cannot start: {error}");
     // Read first: with a low limit, no file could be opened later.
     let open_files = container::open_files().unwrap_or(usize::MAX);
     let wanted = config.max_connections;
     config.max_connections = admission::limit_by_open_files(&config, open_files)?;
     let limit = config.max_connections;
-    // The main thread waits for signals and drives the timers.
-    let runtime = Builder::new_current_thread()
-        .enable_all()
+    let supervisor = Builder::new_current_thread()
+        .enable_time()
         .build()
-        .map_err(|error| format!("cannot start: {error}"))?;
-    runtime.block_on(async {
-        // Before the port is bound, so that the service can be stopped as soon as it is reachable.
-        let mut signals =
-            Signals::catch().map_err(|error| format!("cannot handle signals: {error}"))?;
-        let listener = listener::bind(&config)?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| format!("cannot listen: {error}"))?;
-        let context = new_context(config, address.port());
-        if limit < wanted {
-            // Without a free descriptor, accept would fail. With a limit, clients wait in the
-            // backlog.
-            let message = format!("Limiting connections to {limit}: file-descriptor limit");
-            context.log.warning(&message);
-        }
-        start(context, &listener, address)?;
-        let signal = signals.next().await;
-        context.lifecycle.start_draining();
-        context.log.info(&format!("Handling signal: {signal}"));
-        Ok(shut_down(context, listener, signals).await)
-    })
+        .map_err(cannot_start)?;
+    // The main thread is the first worker. It serves as soon as the port is bound; everything that
+    // can wait is left to the supervisor.
+    let worker = Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(cannot_start)?;
+    let _entered = worker.enter();
+    // Before the port is bound, so that the service can be stopped as soon as it is reachable.
+    let signals = Signals::catch().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let listener = listener::bind(&config)?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| format!("cannot listen: {error}"))?;
+    let context = new_context(
+        config,
+        address.port(),
+        Timers::of(supervisor.handle().clone()),
+    );
+    if limit < wanted {
+        // Without a free descriptor, accept would fail. With a limit, clients wait in the backlog.
+        let message = format!("Limiting connections to {limit}: file-descriptor limit");
+        context.log.warning(&message);
+    }
+    let server =
+        Server::start(context, listener).map_err(|error| format!("cannot serve: {error}"))?;
+    let (send_end, end) = oneshot::channel();
+    thread::Builder::new()
+        .name("supervisor".to_owned())
+        .spawn(move || {
+            let end = supervisor.block_on(supervise(context, server, address, signals));
+            context.log.flush(FLUSH_TIMEOUT);
+            send_end.send(end)
+        })
+        .map_err(|error| format!("cannot start the supervisor thread: {error}"))?;
+    worker
+        .block_on(end)
+        .map_err(|_| "the supervisor thread has ended".to_owned())?
 }
 
 /// Creates what lives as long as the process.
-fn new_context(config: Config, port: u16) -> &'static Context {
+fn new_context(config: Config, port: u16, timers: Timers) -> &'static Context {
     let routes = ROUTES.iter().map(|route| route.path);
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(routes)));
     let has_access_log = config.access_log != AccessLog::Off;
     let log: &Log = Box::leak(Box::new(Log::new(has_access_log, config.json_log, metrics)));
     panic::set_hook(Box::new(|panic| log.error(&panic.to_string())));
     log.info(&format!("Starting timber {}", api::VERSION));
-    Box::leak(Box::new(Context::new(config, port, metrics, log)))
+    Box::leak(Box::new(Context::new(config, port, timers, metrics, log)))
 }
 
-/// Starts the workers and the log, logs the environment, and applies the memory limit.
-fn start(
+/// Completes the start, waits for a signal or a failure, and shuts down. Returns the exit code of
+/// the process.
+///
+/// # Errors
+/// Why the service cannot start, in one line.
+async fn supervise(
     context: &'static Context,
-    listener: &TcpListener,
+    mut server: Server,
     address: SocketAddr,
-) -> Result<(), String> {
+    mut signals: Signals,
+) -> Result<ExitCode, String> {
+    start(context, &server, address)?;
+    let has_failed = select! {
+        biased;
+        signal = signals.next() => {
+            context.log.info(&format!("Handling signal: {signal}"));
+            false
+        }
+        () = server.failure() => true,
+    };
+    context.lifecycle.start_draining();
+    let is_complete = shut_down(context, server, signals).await;
+    Ok(if is_complete && !has_failed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILURE)
+    })
+}
+
+/// Starts the log and the other workers, logs the environment, and applies the memory limit.
+fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Result<(), String> {
     let log = context.log;
-    // Read after the first worker has started, because reading these files takes a while.
-    let facts = LazyCell::new(container::facts);
-    let count = || context.config.workers.unwrap_or_else(|| facts.workers());
     log.start();
-    let workers = server::start(context, listener, count).map_err(|error| {
-        log.flush(FLUSH_TIMEOUT);
-        format!("cannot serve: {error}")
-    })?;
     let pid = process::id();
     log.info(&format!("Listening at: http://{address} ({pid})"));
+    let facts = container::facts();
+    let workers = context.config.workers.unwrap_or_else(|| facts.workers());
+    server.start_workers(workers)?;
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
-    if let Some(limit) = facts.max_connections()
-        && context.admission.lower(limit)
+    let mut limit = context.config.max_connections;
+    if let Some(lower) = facts.max_connections()
+        && lower < limit
     {
+        limit = lower;
         let message = format!("Limiting connections to {limit}: container memory limit");
         log.warning(&message);
     }
+    context.admission.raise(limit);
     log.info(&match pid {
         // Without a handler, the kernel discards the signals of process 1 of a container.
         1 => "PID 1: SIGTERM handler installed".to_owned(),
@@ -151,17 +194,13 @@ fn start(
     Ok(())
 }
 
-/// Shuts down gracefully, or at once at a second signal.
-async fn shut_down(
-    context: &'static Context,
-    listener: TcpListener,
-    mut signals: Signals,
-) -> ExitCode {
+/// Shuts down gracefully, or at once at a second signal. Returns true if no connection was aborted.
+async fn shut_down(context: &'static Context, server: Server, mut signals: Signals) -> bool {
     let start = Instant::now();
     let responses = context.metrics.responses();
     let (aborted, end) = select! {
         biased;
-        aborted = server::drain(context, listener) => (aborted, ""),
+        aborted = server.drain() => (aborted, ""),
         _ = signals.next() => (
             context.lifecycle.active_connections(),
             ", at a second signal",
@@ -172,12 +211,7 @@ async fn shut_down(
     context.log.info(&format!(
         "Shutting down: {finished} requests finished, {aborted} connections aborted in {time:.0?}{end}"
     ));
-    context.log.flush(FLUSH_TIMEOUT);
-    if aborted == 0 && end.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EXIT_FAILURE)
-    }
+    aborted == 0 && end.is_empty()
 }
 
 /// The signals that start a shutdown.

@@ -32,6 +32,10 @@ pub struct Metrics {
     pub in_flight: AtomicU64,
     /// Gauge: open connections.
     pub connections: AtomicU64,
+    /// Parked connections that were closed at the limit, in favor of new ones.
+    pub evicted_connections: AtomicU64,
+    /// Connections at the limit that did not get the response they asked for.
+    pub refused_connections: AtomicU64,
     /// Log entries that could not be written.
     pub dropped_log_entries: AtomicU64,
 }
@@ -123,6 +127,18 @@ impl Metrics {
                 "gauge",
                 "Open client connections.",
                 load(&self.connections),
+            ),
+            (
+                "timber_connections_evicted_total",
+                "counter",
+                "Idle connections closed at the connection limit, in favor of new ones.",
+                load(&self.evicted_connections),
+            ),
+            (
+                "timber_connections_refused_total",
+                "counter",
+                "New connections refused at the connection limit.",
+                load(&self.refused_connections),
             ),
             (
                 "timber_log_lines_dropped_total",

@@ -36,6 +36,16 @@ impl Response {
         }
     }
 
+    /// A refusal because of the connection limit.
+    pub fn at_the_limit() -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let failure = Failure::new(status, "Too many connections: try again later");
+        Response {
+            headers: &AT_THE_LIMIT,
+            ..failure.into()
+        }
+    }
+
     pub fn not_found(body: String) -> Self {
         Response {
             status: StatusCode::NOT_FOUND,
@@ -127,6 +137,12 @@ const fn header(name: HeaderName, value: &'static str) -> Header {
 const JSON_TYPE: &str = "application/json; charset=utf-8";
 
 pub static JSON: [Header; 1] = [header(header::CONTENT_TYPE, JSON_TYPE)];
+
+/// Connections come and go within seconds.
+static AT_THE_LIMIT: [Header; 2] = [
+    header(header::CONTENT_TYPE, JSON_TYPE),
+    header(header::RETRY_AFTER, "1"),
+];
 
 /// The connection closes after each response, so that a load balancer chooses a replica anew.
 pub static SAMPLE: [Header; 3] = [

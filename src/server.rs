@@ -1,20 +1,19 @@
-//! The workers with their accept loops, and the graceful shutdown.
+//! The accept loop, and the graceful shutdown.
 
-use std::future::pending;
+use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::thread;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Builder;
-use tokio::select;
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
+use tokio::{join, select};
 
 use crate::admission::Permit;
 use crate::connection;
 use crate::context::Context;
-use crate::lifecycle::AcceptGuard;
 use crate::listener;
+use crate::workers::Workers;
 
 /// Pause after an accept that failed for lack of resources, such as file descriptors: retrying at
 /// once would spin.
@@ -28,76 +27,92 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(20);
 /// way is still served.
 const LAST_REQUEST_GRACE: Duration = Duration::from_millis(100);
 
-/// Starts the workers, and returns their number. `count` is called after the first one's thread has
-/// started. If no thread can be started, the caller's runtime serves.
-///
-/// # Errors
-/// The listener cannot be shared.
-pub fn start(
+/// The running server.
+pub struct Server {
     context: &'static Context,
-    listener: &StdListener,
-    count: impl FnOnce() -> usize,
-) -> io::Result<usize> {
-    if !start_worker(context, 1, listener.try_clone()?) {
-        let guard = context.lifecycle.accept_guard();
-        tokio::spawn(accept_loop(context, listener.try_clone()?, guard));
-        return Ok(1);
+    workers: &'static Workers,
+    listener: StdListener,
+    accept_loop: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts to accept and serve in the calling runtime, which is that of the first worker.
+    ///
+    /// # Errors
+    /// The listener cannot be used.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(context: &'static Context, listener: StdListener) -> io::Result<Self> {
+        let workers: &Workers = Box::leak(Box::new(Workers::new(context.log)));
+        let accepting = TcpListener::from_std(listener.try_clone()?)?;
+        let accept_loop = tokio::spawn(accept_connections(context, workers, accepting));
+        Ok(Server {
+            context,
+            workers,
+            listener,
+            accept_loop,
+        })
     }
-    let workers = count();
-    for number in 2..=workers {
-        if !start_worker(context, number, listener.try_clone()?) {
-            return Ok(number - 1);
+
+    /// Starts the other workers. To be called once.
+    ///
+    /// # Errors
+    /// One of them cannot be started; in one line.
+    pub fn start_workers(&self, count: usize) -> Result<(), String> {
+        self.workers.start_others(count)
+    }
+
+    /// Waits until a worker has ended, or accepting has. Both are faults.
+    pub async fn failure(&mut self) {
+        select! {
+            () = self.workers.death() => {}
+            _ = &mut self.accept_loop => {}
         }
     }
-    Ok(workers)
-}
 
-/// Starts a thread that accepts connections and serves those that it has accepted: a connection
-/// never moves to another worker. Returns false if the thread cannot be started.
-fn start_worker(context: &'static Context, number: usize, listener: StdListener) -> bool {
-    let guard = context.lifecycle.accept_guard();
-    // Without timers: see `timers`.
-    let worker = move || match Builder::new_current_thread().enable_io().build() {
-        Ok(runtime) => runtime.block_on(async {
-            accept_loop(context, listener, guard).await;
-            // The worker's connections go on. The thread ends with the process.
-            pending::<()>().await;
-        }),
-        Err(error) => context.log.error(&format!(
-            "Cannot create the runtime of worker {number}: {error}"
-        )),
-    };
-    let thread = thread::Builder::new().name(format!("worker-{number}"));
-    if let Err(error) = thread.spawn(worker) {
-        let warning = format!("Cannot start the thread of worker {number}: {error}");
-        context.log.warning(&warning);
-        return false;
-    }
-    true
-}
-
-async fn accept_loop(context: &'static Context, listener: StdListener, mut guard: AcceptGuard) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            let message = format!("Cannot accept connections: {error}");
-            return context.log.error(&message);
+    /// Shuts down gracefully within the drain delay plus the drain deadline. Every connection that
+    /// the kernel has accepted is served. Returns how many were still active or waiting at the
+    /// deadline: they end with the process.
+    pub async fn drain(self) -> usize {
+        let context = self.context;
+        sleep(context.config.drain_delay).await;
+        let deadline = Instant::now() + context.config.drain_deadline;
+        // A handshake that completes between the last accept and the close would be reset, and its
+        // request lost. So no new handshake may start, and those in progress get time to complete
+        // (`cargo test late_handshakes`).
+        listener::decline_handshakes(&self.listener);
+        _ = timeout_at(deadline, async {
+            self.accept_loop.abort();
+            _ = self.accept_loop.await;
+            sleep(HANDSHAKE_GRACE).await;
+        })
+        .await;
+        let mut backlog = VecDeque::new();
+        let close_all = async {
+            join!(
+                serve_backlog(context, self.workers, self.listener, &mut backlog),
+                close_idle_connections(context)
+            );
+            context.admission.all_closed().await;
+        };
+        match timeout_at(deadline, close_all).await {
+            Ok(()) => 0,
+            Err(_) => context.lifecycle.active_connections() + backlog.len(),
         }
-    };
-    select! {
-        biased;
-        () = guard.stopped() => {}
-        () = accept_connections(context, &listener) => {}
     }
 }
 
-async fn accept_connections(context: &'static Context, listener: &TcpListener) {
+/// Accepts connections for all workers, as many as may be open.
+async fn accept_connections(
+    context: &'static Context,
+    workers: &'static Workers,
+    listener: TcpListener,
+) {
     loop {
-        let permit = context.admission.wait().await;
+        let permit = context.admission.permit().await;
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                open(context, stream, peer, Some(permit));
-            }
+            Ok((stream, peer)) => open(context, workers, stream, peer, permit),
             Err(error) if listener::is_client_gone(&error) => {}
             Err(error) => {
                 let message =
@@ -110,62 +125,71 @@ async fn accept_connections(context: &'static Context, listener: &TcpListener) {
     }
 }
 
-/// Serves a connection on the runtime of the calling thread.
-fn open(context: &'static Context, stream: TcpStream, peer: SocketAddr, permit: Option<Permit>) {
+/// Gives a connection to a worker, which serves it to its end.
+fn open(
+    context: &'static Context,
+    workers: &'static Workers,
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: Permit,
+) {
+    let (worker, stream) = match workers.hand_over(stream) {
+        Ok(handed_over) => handed_over,
+        Err(error) => {
+            let message = format!("Cannot serve a connection: {error}");
+            return context.log.error(&message);
+        }
+    };
     // Counted before the task runs, so that a shutdown does not miss it.
-    let lifecycle = &context.lifecycle;
-    let slot = context.admission.admit(permit, lifecycle.open_guard());
-    let active = lifecycle.active_guard();
+    let slot = context.admission.admit(permit, &worker.load);
+    let active = context.lifecycle.active_guard();
     // On a socket for both families, an IPv4 client has an address such as ::ffff:127.0.0.1.
     let client = peer.ip().to_canonical();
-    tokio::spawn(connection::serve(context, stream, client, slot, active));
+    let connection = connection::serve(context, stream, client, slot, active);
+    worker.runtime.spawn(connection);
 }
 
-/// Shuts down gracefully within the drain delay plus the drain deadline. Every connection that the
-/// kernel has accepted is served. Returns how many were still active at the deadline: they end with
-/// the process.
-pub async fn drain(context: &'static Context, listener: StdListener) -> usize {
-    sleep(context.config.drain_delay).await;
-    let deadline = Instant::now() + context.config.drain_deadline;
-    // A handshake that completes between the last accept and the close would be reset, and its
-    // request lost. So no new handshake may start, and those in progress get time to complete
-    // (`cargo test late_handshakes`).
-    listener::decline_handshakes(&listener);
-    _ = timeout_at(deadline, async {
-        context.lifecycle.stop_accepting().await;
-        sleep(HANDSHAKE_GRACE).await;
-    })
-    .await;
-    serve_backlog(context, listener);
-    match timeout_at(deadline, close_connections(context)).await {
-        Ok(()) => 0,
-        Err(_) => context.lifecycle.active_connections(),
-    }
-}
-
-/// Accepts what waits in the backlog, and closes the listener.
-fn serve_backlog(context: &'static Context, listener: StdListener) {
-    let (backlog, error) = listener::empty_backlog(&listener);
-    drop(listener);
-    if let Some(error) = error {
-        let message = format!("Cannot accept the rest of the backlog: {error}");
+/// Accepts what waits in the backlog, closes the listener, and serves each connection as soon as it
+/// may be open. `backlog` has those that still wait.
+async fn serve_backlog(
+    context: &'static Context,
+    workers: &'static Workers,
+    listener: StdListener,
+    backlog: &mut VecDeque<(StdStream, SocketAddr)>,
+) {
+    // Nothing is served before the backlog is empty, or it could fill as fast as it empties. It is
+    // too long only for the limit of file descriptors.
+    while let Err(error) = listener::empty_backlog(&listener, backlog) {
+        let message = format!("Cannot accept the rest of the backlog yet: {error}");
         context.log.error(&message);
+        open_all(context, workers, backlog).await;
+        sleep(ACCEPT_PAUSE).await;
     }
-    for (stream, peer) in backlog {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream));
-        if let Ok(stream) = stream {
-            open(context, stream, peer, None);
+    drop(listener);
+    open_all(context, workers, backlog).await;
+}
+
+/// Opens each connection when another one has closed.
+async fn open_all(
+    context: &'static Context,
+    workers: &'static Workers,
+    backlog: &mut VecDeque<(StdStream, SocketAddr)>,
+) {
+    while !backlog.is_empty() {
+        let permit = context.admission.regular_permit().await;
+        if let Some((stream, peer)) = backlog.pop_front()
+            && let Ok(stream) = workers.register(stream)
+        {
+            open(context, workers, stream, peer, permit);
         }
     }
 }
 
-/// Closes idle connections, and waits until the active ones have finished.
-async fn close_connections(context: &'static Context) {
-    if context.lifecycle.has_open_connections() {
+/// Closes connections that stay idle after a grace period.
+async fn close_idle_connections(context: &'static Context) {
+    if context.admission.has_open_connections() {
         sleep(LAST_REQUEST_GRACE).await;
     }
     context.lifecycle.start_closing();
-    context.lifecycle.all_closed().await;
+    context.admission.wake_parked();
 }

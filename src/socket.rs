@@ -19,6 +19,8 @@ pub struct Traffic {
     requests: AtomicU32,
     /// Requests whose responses are not yet handed to the kernel.
     in_flight: AtomicU32,
+    /// Number of writes of which the kernel has taken at least a part.
+    writes: AtomicU32,
 }
 
 impl Traffic {
@@ -27,6 +29,7 @@ impl Traffic {
             metrics,
             requests: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
+            writes: AtomicU32::new(0),
         }
     }
 
@@ -45,6 +48,12 @@ impl Traffic {
     /// Number of requests so far.
     pub fn requests(&self) -> u32 {
         self.requests.load(Relaxed)
+    }
+
+    /// Number of writes of which the kernel has taken at least a part. While it grows, the client
+    /// reads.
+    pub fn writes(&self) -> u32 {
+        self.writes.load(Relaxed)
     }
 
     /// Returns true while a response, or a part of one, is not yet with the kernel.
@@ -78,6 +87,9 @@ impl AsyncRead for Socket<'_> {
         }
         let length = self.unread.len().min(buffer.remaining());
         buffer.put_slice(&self.unread.split_to(length));
+        if self.unread.is_empty() {
+            self.unread = Bytes::new(); // returns the memory
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -93,7 +105,11 @@ impl AsyncWrite for Socket<'_> {
             // another with a body.
             return Poll::Ready(Ok(bytes.len()));
         }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.traffic.writes.fetch_add(1, Relaxed);
+        }
+        written
     }
 
     /// Called after hyper has written all of its output. The socket itself buffers nothing.

@@ -16,11 +16,14 @@ use crate::socket::Traffic;
 /// after one to two intervals without a request.
 const TICK: Duration = Duration::from_secs(1);
 
+/// A response may take this many write timeouts, even if the client reads a little all the time.
+const MAX_WRITE_TIMEOUTS: u32 = 12;
+
 /// Why hyper's connection has to be taken apart.
 pub enum Verdict {
     /// Every response is sent, and there was no new request for a tick; or the server is closing.
     Quiet,
-    /// The client does not read its responses.
+    /// The client does not read its responses, or much too slowly.
     WriteTimeout,
 }
 
@@ -36,6 +39,10 @@ pub struct Timeouts<'a> {
     requests: u32,
     /// Time of the last check that found a new request; at first the start.
     last_request: Instant,
+    /// Number of writes at the last check.
+    writes: u32,
+    /// Time of the last check that found a new request or write; at first the start.
+    last_progress: Instant,
 }
 
 impl<'a> Timeouts<'a> {
@@ -51,6 +58,7 @@ impl<'a> Timeouts<'a> {
             .idle_timeout
             .min(config.header_timeout)
             .min(config.write_timeout);
+        let now = Instant::now();
         let mut timeouts = Timeouts {
             context,
             traffic,
@@ -59,7 +67,9 @@ impl<'a> Timeouts<'a> {
             closing,
             saw_closing: false,
             requests: 0,
-            last_request: Instant::now(),
+            last_request: now,
+            writes: 0,
+            last_progress: now,
         };
         // One poll registers the wakers of both. Requests then do not poll them.
         poll_fn(|cx| {
@@ -89,13 +99,20 @@ impl<'a> Timeouts<'a> {
         if is_due {
             self.reset_timer(cx);
         }
+        let now = Instant::now();
         let requests = self.traffic.requests();
         let has_new_request = requests != self.requests;
         if has_new_request {
-            (self.requests, self.last_request) = (requests, Instant::now());
+            (self.requests, self.last_request) = (requests, now);
+        }
+        let writes = self.traffic.writes();
+        if has_new_request || writes != self.writes {
+            (self.writes, self.last_progress) = (writes, now);
         }
         if self.traffic.has_request_in_flight() {
-            let is_overdue = self.last_request.elapsed() >= self.context.config.write_timeout;
+            let timeout = self.context.config.write_timeout;
+            let is_overdue = now - self.last_progress >= timeout
+                || now - self.last_request >= timeout * MAX_WRITE_TIMEOUTS;
             return if is_overdue {
                 Poll::Ready(Verdict::WriteTimeout)
             } else {

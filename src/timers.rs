@@ -2,22 +2,19 @@
 //!
 //! A runtime with timers reads the clock and checks its timer wheel on each turn of its event loop,
 //! so for each request: 700 of 9,222 instructions (docs/performance.md). The workers' runtimes
-//! therefore have no timers. The main thread's runtime, which otherwise waits for signals, drives
-//! all of them.
+//! therefore have no timers. The supervisor's runtime, which otherwise waits for signals, drives all
+//! of them.
 
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, Sleep, Timeout, sleep_until, timeout};
 
-/// Creates timers that any worker can await and the main thread drives.
+/// Creates timers that any worker can await and the supervisor drives.
 pub struct Timers(Handle);
 
 impl Timers {
-    /// Uses the runtime of the caller.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn of_this_runtime() -> Self {
-        Timers(Handle::current())
+    /// Uses a runtime with timers.
+    pub fn of(runtime: Handle) -> Self {
+        Timers(runtime)
     }
 
     /// Returns a future that completes at `deadline`.

@@ -338,14 +338,14 @@ fn thousands_of_idle_connections_do_not_delay_a_request() {
 }
 
 #[test]
-fn connection_limit_makes_new_clients_wait() {
+fn active_connections_at_the_limit_make_new_ones_refused() {
     let service = Timber::start(&["--max-connections", "2"]);
     let mut first = service.connect();
     let mut second = service.connect();
     for stream in [&mut first, &mut second] {
         assert_eq!(exchange(stream, get("/index")).status, 200);
     }
-    assert_served_after(&service, || drop(first));
+    assert_refused_until(&service, || drop(first));
 }
 
 /// The test lowers the limit of the running service, because a limit at the start would lower the

@@ -212,7 +212,7 @@ fn bind_error_is_one_line_with_the_address_and_the_reason() {
 #[test]
 fn file_descriptor_limit_lowers_the_connection_limit() {
     let service = Timber::spawn(&mut shell(
-        "ulimit -n 28; exec \"$0\" -b 127.0.0.1:0 --workers 1",
+        "ulimit -n 43; exec \"$0\" -b 127.0.0.1:0 --workers 1",
     ));
     let warning = service
         .startup_log
@@ -227,9 +227,9 @@ fn file_descriptor_limit_lowers_the_connection_limit() {
     for stream in &mut keep_alive {
         assert_eq!(exchange(stream, get("/index")).status, 200);
     }
-    assert_served_after(&service, || drop(keep_alive.pop()));
+    assert_refused_until(&service, || drop(keep_alive.pop()));
 
-    for files in [8, 12, 20] {
+    for files in [8, 12, 35] {
         let output = run_to_completion(&mut shell(&format!(
             "ulimit -n {files}; exec \"$0\" -b 127.0.0.1:0 --workers 1"
         )));
@@ -239,7 +239,7 @@ fn file_descriptor_limit_lowers_the_connection_limit() {
             (Some(1), 1),
             "{stderr}"
         );
-        let reasons = ["Too many open files", "expected more than 20"];
+        let reasons = ["Too many open files", "expected more than 35"];
         assert!(reasons.iter().any(|part| stderr.contains(part)), "{stderr}");
     }
 }

@@ -36,18 +36,14 @@ use support::{
 
 const JSON: &str = "application/json; charset=utf-8";
 
-/// At the connection limit, a further connection is served only after `close_one` has run.
-fn assert_served_after(service: &Timber, close_one: impl FnOnce()) {
-    let mut extra = service.connect();
-    extra.write_all(get("/index").as_bytes()).unwrap();
-    extra
-        .set_read_timeout(Some(Duration::from_millis(300)))
-        .unwrap();
-    assert!(
-        extra.read(&mut [0]).is_err(),
-        "a connection beyond the limit is served"
-    );
+/// At the connection limit, with every connection active, a further one is refused. It is served
+/// once `close_one` has run.
+fn assert_refused_until(service: &Timber, close_one: impl FnOnce()) {
+    let refusal = service.get("/index");
+    assert_eq!(refusal.status, 503);
+    assert_eq!(refusal.header("retry-after"), Some("1"));
+    assert_eq!(refusal.header("connection"), Some("close"));
+    assert_eq!(service.get("/healthz").status, 200);
     close_one();
-    extra.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    assert_eq!(Response::read(&mut extra, false).status, 200);
+    assert_eq!(service.get("/index").status, 200);
 }
