@@ -3,11 +3,12 @@
 
 use std::convert::Infallible;
 use std::future::{self, poll_fn};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
+use std::time::SystemTime;
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
@@ -275,7 +276,9 @@ impl Client {
     /// Responds to one request, counts it and logs it.
     fn respond(&self, request: Request<Incoming>) -> hyper::Response<Full<Bytes>> {
         let context = self.context;
-        let start = Instant::now();
+        // Not `Instant`, because the access log needs this clock, and reading a second one costs 90
+        // instructions. If the clock is set back meanwhile, the duration is 0.
+        let start = SystemTime::now();
         self.traffic.start_request();
         let (mut head, body) = request.into_parts();
         let (route, mut response) = api::respond(context, &head, self.address);
@@ -286,7 +289,9 @@ impl Client {
                 response = Response::at_the_limit();
             }
         }
-        self.log(&head, route, &response);
+        let end = SystemTime::now();
+        let duration = end.duration_since(start).unwrap_or_default();
+        self.log(&head, route, &response, end, duration);
         // No endpoint takes a body. Keeping the connection would require finding the body's end, so
         // the connection closes after the response.
         let has_body = !body.is_end_stream();
@@ -303,29 +308,37 @@ impl Client {
             head.headers.insert(CONNECTION, close);
         }
         let status = response.status.as_u16();
-        context
-            .metrics
-            .count_response(route, status, start.elapsed());
+        context.metrics.count_response(route, status, duration);
         let mut hyper_response = hyper::Response::new(Full::new(response.body));
         *hyper_response.status_mut() = response.status;
-        *hyper_response.headers_mut() = head.headers;
+        let empty = mem::replace(hyper_response.headers_mut(), head.headers);
+        mem::forget(empty); // owns no memory; dropping it takes 84 instructions
         hyper_response
     }
 
-    fn log(&self, head: &Parts, route: Option<usize>, response: &Response) {
+    fn log(
+        &self,
+        head: &Parts,
+        route: Option<usize>,
+        response: &Response,
+        now: SystemTime,
+        duration: Duration,
+    ) {
         let is_polled = route.is_some_and(|route| ROUTES[route].is_polled);
         if !self.context.config.access_log.includes(is_polled) {
             return;
         }
         let is_head = head.method == Method::HEAD;
-        self.context.log.access(&AccessEntry {
+        let entry = AccessEntry {
             client: &self.name,
             method: head.method.as_str(),
             target: &request::target(head),
             version: request::version(head),
             status: response.status.as_u16(),
             bytes: if is_head { 0 } else { response.body.len() },
-        });
+            duration,
+        };
+        self.context.log.access(now, &entry);
     }
 
     /// Closes the connection after its last response, or after refusing what hyper could not serve.

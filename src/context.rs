@@ -1,14 +1,14 @@
 //! Handles and values that the server, its connections and the API share. It lives below all three,
 //! so that a connection does not need to know the server.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::lifecycle::Lifecycle;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::text::epoch_seconds;
+use crate::text::since_epoch;
 use crate::timers::Timers;
 
 pub struct Context {
@@ -37,7 +37,7 @@ impl Context {
             config,
             port,
             start: Instant::now(),
-            start_epoch_seconds: epoch_seconds(),
+            start_epoch_seconds: since_epoch(SystemTime::now()).as_secs(),
             lifecycle: Lifecycle::default(),
             timers,
             metrics,

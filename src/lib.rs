@@ -17,6 +17,7 @@ pub mod response;
 pub mod server;
 mod socket;
 pub mod text;
+pub mod threads;
 mod timeouts;
 pub mod timers;
 mod workers;

@@ -1,9 +1,9 @@
 //! Where the process is between its start and its exit: serving, draining, closing. It only moves
 //! forward: `main` and the server advance it, connections and the API read it. No I/O happens here.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
-use tokio::sync::{Notify, futures::Notified, watch};
+use tokio::sync::{Notify, futures::Notified};
 
 /// The states after serving, in order.
 #[repr(u8)]
@@ -22,14 +22,18 @@ pub struct Lifecycle {
     phase: AtomicU8,
     /// Notified once, at the start of the closing phase.
     closing: Notify,
-    /// Every connection that is not parked holds a receiver.
-    active: watch::Sender<()>,
+    /// Number of connections that are not parked.
+    active: AtomicUsize,
 }
 
 /// Held by a connection that may have a request in flight. A shutdown that does not wait for it aborts
 /// the connection.
-pub struct ActiveGuard {
-    _receiver: watch::Receiver<()>,
+pub struct ActiveGuard(&'static Lifecycle);
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Lifecycle {
@@ -60,14 +64,13 @@ impl Lifecycle {
         self.closing.notified()
     }
 
-    pub fn active_guard(&self) -> ActiveGuard {
-        ActiveGuard {
-            _receiver: self.active.subscribe(),
-        }
+    pub fn active_guard(&'static self) -> ActiveGuard {
+        self.active.fetch_add(1, Relaxed);
+        ActiveGuard(self)
     }
 
     /// Number of connections that are not parked.
     pub fn active_connections(&self) -> usize {
-        self.active.receiver_count()
+        self.active.load(Relaxed)
     }
 }

@@ -8,13 +8,14 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{iter, mem, process, thread};
 
 use serde::Serialize;
 
 use crate::metrics::Metrics;
-use crate::text::{Timestamp, epoch_seconds, push_escaped};
+use crate::text::{Timestamp, push_escaped, since_epoch};
+use crate::threads;
 
 /// The writer waits this long for more entries, because waking it for each one costs as much as a
 /// request.
@@ -39,6 +40,8 @@ pub struct AccessEntry<'a> {
     pub status: u16,
     /// Length of the response's body as sent.
     pub bytes: usize,
+    /// Time from the complete head to the response.
+    pub duration: Duration,
 }
 
 impl Log {
@@ -56,8 +59,8 @@ impl Log {
     /// Starts the writer threads.
     pub fn start(&'static self) {
         for stream in self.streams() {
-            let writer = thread::Builder::new().name(stream.name.replace(' ', "-"));
-            if let Err(error) = writer.spawn(move || stream.write_out()) {
+            let name = stream.name.replace(' ', "-");
+            if let Err(error) = threads::spawn(name, Box::new(|| stream.write_out())) {
                 // A worker must not write the entries instead, because their reader could block it.
                 let name = stream.name;
                 _ = writeln!(
@@ -82,14 +85,15 @@ impl Log {
     }
 
     fn event(&self, level: &'static str, message: &str) {
-        self.events
-            .append(|line, now| push_event(line, now, self.json, level, message));
+        self.events.append(SystemTime::now(), |line, now| {
+            push_event(line, now, self.json, level, message)
+        });
     }
 
-    /// Logs one request.
-    pub fn access(&self, entry: &AccessEntry) {
+    /// Logs one request, whose response was ready at `now`.
+    pub fn access(&self, now: SystemTime, entry: &AccessEntry) {
         if let Some(requests) = &self.requests {
-            requests.append(|line, now| push_access(line, now, self.json, entry));
+            requests.append(now, |line, now| push_access(line, now, self.json, entry));
         }
     }
 
@@ -127,7 +131,7 @@ pub fn push_event(line: &mut String, now: &Timestamp, json: bool, level: &str, m
         push_json(
             line,
             &Event {
-                time: now.rfc3339(),
+                time: now.rfc3339_millis(),
                 level,
                 pid,
                 message,
@@ -151,6 +155,7 @@ pub fn push_access(line: &mut String, now: &Timestamp, json: bool, entry: &Acces
         version: &'a str,
         status: u16,
         bytes: usize,
+        duration_us: u64,
     }
     let &AccessEntry {
         client,
@@ -159,9 +164,10 @@ pub fn push_access(line: &mut String, now: &Timestamp, json: bool, entry: &Acces
         version,
         status,
         bytes,
+        duration,
     } = entry;
     if json {
-        let time = now.rfc3339();
+        let time = now.rfc3339_millis();
         return push_json(
             line,
             &Request {
@@ -172,6 +178,8 @@ pub fn push_access(line: &mut String, now: &Timestamp, json: bool, entry: &Acces
                 version,
                 status,
                 bytes,
+                // 584,542 years fit
+                duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             },
         );
     }
@@ -241,16 +249,17 @@ impl Stream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, push: impl FnOnce(&mut String, &Timestamp)) {
+    fn append(&self, now: SystemTime, push: impl FnOnce(&mut String, &Timestamp)) {
         let state = &mut *self.lock();
         if state.waiting.len() >= MAX_PENDING_BYTES || !state.has_writer {
             self.metrics.dropped_log_entries.fetch_add(1, Relaxed);
             return;
         }
-        let second = epoch_seconds();
-        if state.now.second != second {
-            state.now = Timestamp::at(second);
+        let now = since_epoch(now);
+        if state.now.second != now.as_secs() {
+            state.now = Timestamp::at(now.as_secs());
         }
+        state.now.millisecond = now.subsec_millis();
         push(&mut state.waiting, &state.now);
         state.waiting.push('\n');
         if !state.is_writing {

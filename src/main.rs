@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic;
 use std::process::{self, ExitCode};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
@@ -22,7 +21,7 @@ use timber::log::Log;
 use timber::metrics::Metrics;
 use timber::server::Server;
 use timber::timers::Timers;
-use timber::{admission, container, healthcheck, listener};
+use timber::{admission, container, healthcheck, listener, threads};
 
 /// Could not start, or a shutdown aborted connections.
 const EXIT_FAILURE: u8 = 1;
@@ -113,17 +112,19 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
     let server =
         Server::start(context, listener).map_err(|error| format!("cannot serve: {error}"))?;
     let (send_end, end) = oneshot::channel();
-    thread::Builder::new()
-        .name("supervisor".to_owned())
-        .spawn(move || {
-            let end = supervisor.block_on(supervise(context, server, address, signals));
-            context.log.flush(FLUSH_TIMEOUT);
-            send_end.send(end)
-        })
+    let supervise = move || {
+        let supervise = Box::pin(supervise(context, server, address, signals));
+        let end = threads::block_on(&supervisor, supervise);
+        context.log.flush(FLUSH_TIMEOUT);
+        _ = send_end.send(end);
+    };
+    threads::spawn("supervisor".to_owned(), Box::new(supervise))
         .map_err(|error| format!("cannot start the supervisor thread: {error}"))?;
-    worker
-        .block_on(end)
-        .map_err(|_| "the supervisor thread has ended".to_owned())?
+    let serve = async {
+        end.await
+            .unwrap_or_else(|_| Err("the supervisor thread has ended".to_owned()))
+    };
+    threads::block_on(&worker, Box::pin(serve))
 }
 
 /// Creates what lives as long as the process.

@@ -20,6 +20,8 @@ pub struct Timestamp {
     pub log_date: String,
     /// `17:31:11`
     pub time: String,
+    /// Milliseconds since the beginning of the second.
+    pub millisecond: u32,
 }
 
 impl Timestamp {
@@ -38,6 +40,7 @@ impl Timestamp {
             date: format!("{year}-{number:02}-{day}"),
             log_date: format!("{day}/{month}/{year}"),
             time: time.to_owned(),
+            millisecond: 0,
         }
     }
 
@@ -45,13 +48,16 @@ impl Timestamp {
     pub fn rfc3339(&self) -> String {
         format!("{}T{}Z", self.date, self.time)
     }
+
+    /// RFC 3339 with milliseconds: `2026-11-22T17:31:11.042Z`.
+    pub fn rfc3339_millis(&self) -> String {
+        format!("{}T{}.{:03}Z", self.date, self.time, self.millisecond)
+    }
 }
 
-/// Returns the seconds since the Unix epoch; 0 if the clock is set before it.
-pub fn epoch_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+/// Returns the time since the Unix epoch; zero if the clock is set before it.
+pub fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Returns `value` as JSON with a space after each colon and comma, as Python's `json.dumps` writes

@@ -5,13 +5,13 @@ use std::io;
 use std::net::TcpStream as StdStream;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread;
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
 
 use crate::log::Log;
+use crate::threads;
 
 /// A thread that serves the connections it is given until they end, on a runtime of its own.
 pub struct Worker {
@@ -61,8 +61,10 @@ impl Workers {
             .build()
             .map_err(explain)?;
         let worker = Worker::new(runtime.handle().clone());
-        self.spawn(number, move || runtime.block_on(pending()))
-            .map_err(explain)?;
+        self.spawn(number, move || {
+            _ = threads::block_on(&runtime, Box::pin(pending()));
+        })
+        .map_err(explain)?;
         Ok(worker)
     }
 
@@ -78,8 +80,7 @@ impl Workers {
             };
             serve();
         };
-        let thread = thread::Builder::new().name(format!("worker-{number}"));
-        thread.spawn(body).map(drop)
+        threads::spawn(format!("worker-{number}"), Box::new(body))
     }
 
     /// Returns the stream in the runtime of the first worker.

@@ -112,13 +112,17 @@ fn json_format_logs_one_object_per_entry() {
     let request: Value = serde_json::from_str(&service.wait_for_access_entry("GET")).unwrap();
     let time = request["time"].as_str().unwrap();
     assert!(
-        time.len() == 20 && time.ends_with('Z') && event["time"].as_str().unwrap() <= time,
+        time.len() == "2026-11-22T17:31:11.042Z".len()
+            && time.ends_with('Z')
+            && event["time"].as_str().unwrap() <= time,
         "{request}"
     );
+    let duration = request["duration_us"].as_u64().unwrap();
+    assert!(duration < 1_000_000, "{request}");
     let expected = json!({
         "time": time, "client": "127.0.0.1", "method": "GET", "target": "/a\"b?c",
         "version": "HTTP/1.1",
-        "status": 404, "bytes": 585,
+        "status": 404, "bytes": 585, "duration_us": duration,
     });
     assert_eq!(request, expected);
 }

@@ -16,6 +16,7 @@ use timber::log::{self, AccessEntry, Log};
 use timber::metrics::Metrics;
 use timber::response::Response;
 use timber::text::Timestamp;
+use timber::timers::Timers;
 use timber::{cli, container, request};
 use tokio::runtime::{Builder, Runtime};
 
@@ -26,11 +27,11 @@ static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
 static CONTEXT: LazyLock<Context> = LazyLock::new(|| {
-    let _entered = RUNTIME.enter();
     let routes = ROUTES.iter().map(|route| route.path);
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(routes)));
     let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
-    Context::new(Config::default(), 8000, metrics, log)
+    let timers = Timers::of(RUNTIME.handle().clone());
+    Context::new(Config::default(), 8000, timers, metrics, log)
 });
 
 /// Returns the head of a request as hyper would pass it to the service, or `None` if hyper would
@@ -151,6 +152,7 @@ pub fn access_entries(second: u64, client: &str, head: &Parts, response: &Respon
         version: request::version(head),
         status: response.status.as_u16(),
         bytes: response.body.len(),
+        duration: Duration::from_micros(7),
     };
     let access = |json| {
         let mut line = String::new();
@@ -187,7 +189,7 @@ pub fn access_entries(second: u64, client: &str, head: &Parts, response: &Respon
     assert_eq!(object["status"], response.status.as_u16());
     assert_eq!(
         object.as_object().map(serde_json::Map::len),
-        Some(7),
+        Some(8),
         "{object}"
     );
 }
