@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +32,10 @@ use crate::request::{self, MAX_HEAD};
 use crate::response::{Failure, Response};
 use crate::socket::{Socket, Traffic};
 use crate::timeouts::{Timeouts, Verdict};
+
+/// Header fields for which memory is kept between the requests of a connection. Browsers send up to
+/// 20.
+const MAX_KEPT_FIELDS: usize = 24;
 
 /// Time for the client to read the last response. Its further input is discarded.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -298,8 +302,13 @@ impl Client {
         if has_body {
             self.has_unread_body.store(true, Relaxed);
         }
-        // The response reuses the memory of the request's header map: nothing is allocated.
-        head.headers.clear();
+        // The response reuses the memory of the request's header map: nothing is allocated. hyper
+        // keeps it for the next request, so a large one is not reused.
+        if head.headers.capacity() > MAX_KEPT_FIELDS {
+            head.headers = HeaderMap::new();
+        } else {
+            head.headers.clear();
+        }
         for (name, value) in response.headers {
             head.headers.insert(name, value.clone());
         }

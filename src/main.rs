@@ -133,7 +133,10 @@ fn new_context(config: Config, port: u16, timers: Timers) -> &'static Context {
     let metrics: &Metrics = Box::leak(Box::new(Metrics::new(routes)));
     let has_access_log = config.access_log != AccessLog::Off;
     let log: &Log = Box::leak(Box::new(Log::new(has_access_log, config.json_log, metrics)));
-    panic::set_hook(Box::new(|panic| log.error(&panic.to_string())));
+    panic::set_hook(Box::new(|panic| {
+        log.error(&panic.to_string());
+        log.flush(FLUSH_TIMEOUT); // the process may end because of it
+    }));
     log.info(&format!("Starting timber {}", api::VERSION));
     Box::leak(Box::new(Context::new(config, port, timers, metrics, log)))
 }

@@ -11,8 +11,8 @@ use percent_encoding::percent_decode_str;
 use crate::response::Failure;
 
 /// Maximum number of bytes of a head, and of what is pipelined behind it, that are buffered at
-/// once: twice what the original accepted.
-pub const MAX_HEAD: usize = 16 * 1024;
+/// once: what the original accepted, and hyper's minimum.
+pub const MAX_HEAD: usize = 8 * 1024;
 
 /// Checks the form of the target and the Host header.
 ///
@@ -201,9 +201,9 @@ pub fn explain(error: &hyper::Error, unread: &[u8]) -> Failure {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         Failure::new(
             status,
-            "The request head exceeds 16 KiB or 100 header fields",
+            "The request head exceeds 8 KiB or 100 header fields",
         )
     } else {
-        Failure::new(StatusCode::URI_TOO_LONG, "The target exceeds 16 KiB")
+        Failure::new(StatusCode::URI_TOO_LONG, "The target exceeds 8 KiB")
     }
 }

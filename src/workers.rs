@@ -140,3 +140,23 @@ impl Drop for ReportDeath {
         self.workers.death.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn thread_that_panics_is_reported() {
+        let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
+        let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
+        let workers: &Workers = Box::leak(Box::new(Workers::new(log)));
+        workers.spawn(2, || panic!("for this test")).unwrap();
+        let death = timeout(Duration::from_secs(10), workers.death());
+        death.await.expect("the death is reported");
+    }
+}
