@@ -86,7 +86,7 @@ impl Log {
 
     fn event(&self, level: &'static str, message: &str) {
         self.events.append(SystemTime::now(), |line, now| {
-            push_event(line, now, self.json, level, message)
+            push_event(line, now, self.json, level, message);
         });
     }
 

@@ -55,15 +55,15 @@ pub fn check(head: &Parts) -> Result<(), Failure> {
 const IS_HOST_BYTE: [bool; 256] = {
     let marks = b"-.~_!$&'()*+,;=";
     let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < marks.len() {
-        table[marks[byte] as usize] = true;
+    let mut byte = 0_u8;
+    while byte < u8::MAX {
+        table[byte as usize] = byte.is_ascii_alphanumeric();
         byte += 1;
     }
-    let mut byte = 0;
-    while byte < 128 {
-        table[byte] |= (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
+    let mut index = 0;
+    while index < marks.len() {
+        table[marks[index] as usize] = true;
+        index += 1;
     }
     table
 };

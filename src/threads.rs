@@ -20,6 +20,9 @@ pub fn spawn(name: String, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
 }
 
 /// Runs `task` on the calling thread, together with all that is spawned on its runtime.
+///
+/// # Errors
+/// Those of the task.
 pub fn block_on(runtime: &Runtime, task: Task) -> Result<ExitCode, String> {
     runtime.block_on(task)
 }
