@@ -359,7 +359,8 @@ impl Client {
         }
         let may_have_more = || !unread.is_empty() || has_unread(&stream);
         if failure.is_some() || self.has_unread_body() || may_have_more() {
-            linger(self.context, stream).await;
+            // Boxed, so that its buffer is not a part of every connection.
+            Box::pin(linger(self.context, stream)).await;
         }
     }
 
