@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, futures::Notified};
 use tokio::time::Duration;
 
 use crate::config::Config;
-use crate::container;
+use crate::container::{self, MIN_CONNECTIONS};
 use crate::metrics::Metrics;
 use crate::timers::Timers;
 
@@ -26,10 +26,6 @@ pub const RESERVE: usize = 16;
 /// within a millisecond, unless the machine is overloaded.
 const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Connections that may be open before the limit of the container is known. No limit is lower,
-/// except a configured one.
-const FIRST_PERMITS: usize = 16;
-
 /// Decides how many connections are open at once.
 pub struct Admission {
     permits: Semaphore,
@@ -40,6 +36,7 @@ pub struct Admission {
     parked: Notify,
     /// Notified when the last open connection has closed.
     all_closed: Notify,
+    /// Number of permits before the container's limits are known.
     first_permits: usize,
     metrics: &'static Metrics,
 }
@@ -69,7 +66,7 @@ enum SlotKind {
 
 impl Admission {
     pub fn new(limit: usize, metrics: &'static Metrics) -> Self {
-        let first_permits = limit.min(FIRST_PERMITS);
+        let first_permits = limit.min(MIN_CONNECTIONS);
         Admission {
             permits: Semaphore::new(first_permits),
             reserve: Semaphore::new(RESERVE),

@@ -13,6 +13,7 @@ use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use timber::admission::{self, RESERVE};
 use timber::api::{self, ROUTES};
 use timber::cli::{self, Command};
 use timber::config::{AccessLog, Config};
@@ -21,7 +22,7 @@ use timber::log::Log;
 use timber::metrics::Metrics;
 use timber::server::Server;
 use timber::timers::Timers;
-use timber::{admission, container, healthcheck, listener, threads};
+use timber::{container, healthcheck, listener, threads};
 
 /// Could not start, or a shutdown aborted connections.
 const EXIT_FAILURE: u8 = 1;
@@ -182,7 +183,7 @@ fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Res
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
     let mut limit = context.config.max_connections;
-    if let Some(lower) = facts.max_connections()
+    if let Some(lower) = facts.max_connections(RESERVE)
         && lower < limit
     {
         limit = lower;

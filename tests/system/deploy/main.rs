@@ -7,7 +7,7 @@ use std::{fs, io::ErrorKind, path::Path, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use timber::{cli, config::Config, container::Facts};
+use timber::{admission::RESERVE, cli, config::Config, container::Facts};
 
 /// Versions of Kubernetes to validate against: the newest with published schemas, and the one before.
 const KUBERNETES: [&str; 2] = ["1.36", "1.37"];
@@ -352,10 +352,10 @@ fn memory_limit_admits_the_connections_of_its_comment() {
         cpu_limit: None,
         process_limit: None,
     };
-    assert_eq!(facts.max_connections(), Some(1536));
+    assert_eq!(facts.max_connections(RESERVE), Some(715));
     let text = fs::read_to_string(root().join("deploy/kubernetes/base/deployment.yaml")).unwrap();
     assert_eq!(
-        text.matches("1,536 connections").count() + text.matches("1,536 idle connections").count(),
+        text.matches("(715 connections").count() + text.matches("715 idle connections").count(),
         2
     );
 }
