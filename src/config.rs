@@ -41,7 +41,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Time that a request's head may take, or a new connection's first byte.
     pub header_timeout: Duration,
-    /// Time from the end of a request's head until the kernel has the whole response.
+    /// Time in which the client reads nothing of a response that the kernel cannot take as a whole.
     pub write_timeout: Duration,
     /// Maximum number of open connections. Further ones wait in the kernel's backlog.
     pub max_connections: usize,
@@ -178,7 +178,7 @@ pub static SETTINGS: &[Setting] = &[
         variable: "TIMBER_WRITE_TIMEOUT",
         value: "TIME",
         default: "30s",
-        help: "Close a connection if its client needs longer to read a response",
+        help: "Close a connection if its client reads nothing of a response for this long",
         set: |config, value| {
             config.write_timeout = parse_timeout(value)?;
             Ok(())
