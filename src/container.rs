@@ -9,10 +9,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Memory of a connection with the worst client, in bytes: it sends 97 header fields to get the page
-/// into the write buffer, pipelines requests, and reads nothing. 32 KiB are buffers of hyper and the
-/// task, 52 KiB queues and objects of the kernel. cgroup version 2 charges the queues to the
-/// container, version 1 does not. Measured by tests/system/image.
+/// Memory of a connection with the worst client, in bytes: it pipelines requests with long heads and
+/// 100 header fields for long responses, and reads nothing. Half of it are buffers of hyper, the
+/// rest are queues and objects of the kernel. cgroup version 2 charges the queues to the container,
+/// version 1 does not. Measured by tests/system/image.
 const CONNECTION_MEMORY: u64 = 84 * 1024;
 
 /// Memory of everything else in the container, in bytes: the process, the pages of its file, full
