@@ -3,53 +3,14 @@
 
 use std::{fs, io::ErrorKind};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
-use socket2::{Domain, SockRef, Socket, Type};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use socket2::SockRef;
 
+use super::process::*;
 use super::*;
 
 /// Kilobytes that the service's memory may grow by, whatever the number of hostile clients.
 const MAX_GROWTH: u64 = 10_000;
-
-/// Reads a file of the service in /proc.
-fn read_proc(service: &Timber, file: &str) -> String {
-    fs::read_to_string(format!("/proc/{}/{file}", service.child.id()))
-        .expect("/proc lists the service")
-}
-
-/// Returns the resident memory in kilobytes.
-fn resident_memory(service: &Timber) -> u64 {
-    let status = read_proc(service, "status");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("VmRSS in /proc/PID/status");
-    line.trim_end_matches("kB").trim().parse().unwrap()
-}
-
-/// Returns the CPU time used so far, in hundredths of a second.
-fn cpu_time(service: &Timber) -> u64 {
-    let stat = read_proc(service, "stat");
-    let fields = stat
-        .rsplit_once(") ")
-        .unwrap()
-        .1
-        .split(' ')
-        .skip(11)
-        .take(2);
-    fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
-}
-
-/// Waits until only the request for the metrics is in flight, on the only open connection.
-fn wait_until_idle(service: &Timber) {
-    let start = Instant::now();
-    let figures =
-        || ["http_connections_open", "http_requests_in_flight"].map(|name| service.metric(name));
-    while figures() != ["1", "1"] {
-        assert!(start.elapsed() < TEST_TIMEOUT, "{:?}", figures());
-        thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// Sends the pieces repeatedly, one every 50 ms, until the service responds or closes. Returns the
 /// time that it took.
@@ -71,17 +32,6 @@ fn trickle(stream: &mut TcpStream, pieces: &[&str]) -> Duration {
     }
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     start.elapsed()
-}
-
-/// Connects with small segments and a small receive buffer, so that few responses fill the buffers
-/// of both kernels.
-fn connect_with_small_buffers(address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.set_tcp_mss(536).unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.into()
 }
 
 /// The service may exceed a time limit by a few ticks.
@@ -306,18 +256,7 @@ fn slow_reader_gets_every_response() {
 
 #[test]
 fn thousands_of_idle_connections_do_not_delay_a_request() {
-    let files = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: files.maximum,
-            ..files
-        },
-    )
-    .unwrap();
-    let count = files
-        .maximum
-        .map_or(2000, |files| files.saturating_sub(500).min(2000));
+    let count = raise_file_limit().min(2500) - 500;
     let service = Timber::start(&["--header-timeout", "60s"]);
     let mut idle: Vec<_> = (0..count).map(|_| service.connect()).collect();
     for client in idle.iter_mut().step_by(2) {

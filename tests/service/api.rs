@@ -156,7 +156,7 @@ fn each_route_allows_get_head_and_options_only() {
         "/metrics",
         "/openapi.json",
     ] {
-        for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
+        for name in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "QUERY"] {
             let response = method(name, path);
             assert_eq!(
                 (response.status, response.text().as_str()),

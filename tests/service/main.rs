@@ -9,12 +9,18 @@ mod api;
 mod configuration;
 mod exchanges;
 mod healthcheck;
+#[cfg(target_os = "linux")]
+mod limit;
 mod logs;
 mod operations;
 mod page;
+#[cfg(target_os = "linux")]
+mod process;
 mod rfc;
 mod shut_down;
 mod structure;
+#[cfg(target_os = "linux")]
+mod workers;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,77 @@
+//! The workers: how connections are spread over them, and a worker that cannot start.
+
+use std::collections::BTreeSet;
+
+use super::process::*;
+use super::*;
+
+/// How the clients of one run connect.
+#[derive(Clone, Copy, Debug)]
+enum Arrival {
+    /// Each has its first response before the next one connects.
+    InSequence,
+    /// All connect before the first one sends a request.
+    Burst,
+}
+
+/// Opens `count` connections to a new service, twenty times for each kind of arrival.
+///
+/// # Panics
+/// If a worker gets more than 1.25 times the mean.
+fn check_spread(workers: usize, count: usize) {
+    raise_file_limit();
+    for run in 0..40 {
+        let arrival = if run % 2 == 0 {
+            Arrival::InSequence
+        } else {
+            Arrival::Burst
+        };
+        let service = Timber::start(&["--no-access-log", "--workers", &workers.to_string()]);
+        // Until all workers have started, the first one serves alone.
+        service.wait_for_event("Using workers");
+        let before: BTreeSet<_> = registered_files(&service).into_iter().flatten().collect();
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let mut client = service.connect();
+            if matches!(arrival, Arrival::InSequence) {
+                ask(&mut client);
+            }
+            clients.push(client);
+        }
+        if matches!(arrival, Arrival::Burst) {
+            clients.iter_mut().for_each(ask);
+        }
+        let is_connection = |file: &&String| !before.contains(*file);
+        let spread: Vec<_> = registered_files(&service)
+            .iter()
+            .map(|files| files.iter().filter(is_connection).count())
+            .collect();
+        assert_eq!(spread.len(), workers, "{spread:?}");
+        assert_eq!(spread.iter().sum::<usize>(), count, "{spread:?}");
+        let fullest = *spread.iter().max().unwrap();
+        assert!(
+            fullest * workers * 4 <= count * 5,
+            "run {run}, {arrival:?}, {count} connections: {spread:?}"
+        );
+    }
+}
+
+/// Sends a request. Reads the response at once, because [`Response::read`] reads byte by byte.
+fn ask(client: &mut TcpStream) {
+    client.write_all(get("/index").as_bytes()).unwrap();
+    let mut response = [0; 1024];
+    let length = client.read(&mut response).unwrap();
+    assert!(response[..length].starts_with(b"HTTP/1.1 200 "));
+}
+
+#[test]
+fn two_workers_share_connections_evenly() {
+    check_spread(2, 16);
+    check_spread(2, 64);
+}
+
+#[test]
+fn eight_workers_share_connections_evenly() {
+    check_spread(8, 64);
+    check_spread(8, 512);
+}
