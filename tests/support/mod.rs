@@ -187,13 +187,7 @@ impl Timber {
 
     /// Returns the value of a metric without labels.
     pub fn metric(&self, name: &str) -> String {
-        let page = self.get("/metrics").text();
-        let value = page
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value
-            .unwrap_or_else(|| panic!("no {name} in {page}"))
-            .to_owned()
+        self.get("/metrics").metric(name)
     }
 }
 
@@ -312,6 +306,17 @@ impl Response {
             .iter()
             .find(|(header, _)| header == name)
             .map(|(_, value)| value.as_str())
+    }
+
+    /// Returns the value of a metric in the body.
+    pub fn metric(&self, name: &str) -> String {
+        let page = self.text();
+        let value = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value
+            .unwrap_or_else(|| panic!("no {name} in {page}"))
+            .to_owned()
     }
 
     pub fn text(&self) -> String {
