@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::{self, poll_fn};
 use std::mem::{self, MaybeUninit};
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
@@ -74,7 +74,8 @@ pub async fn serve(
         match wait_while_parked(context, &stream, deadline, &mut slot).await {
             Wake::Readable => {}
             Wake::Over if has_unread(&stream) => {}
-            Wake::Over | Wake::Evicted => return,
+            Wake::Over => return send_end(&stream),
+            Wake::Evicted => return,
         }
         active = context.lifecycle.active_guard();
     }
@@ -123,6 +124,7 @@ async fn wait_while_parked(
                 return Poll::Ready(Wake::Readable);
             }
             if slot.give_way() {
+                send_end(stream);
                 return Poll::Ready(Wake::Evicted);
             }
             wake_up.set(context.admission.parked());
@@ -141,6 +143,12 @@ async fn wait_while_parked(
 fn has_unread(stream: &TcpStream) -> bool {
     let peeked = SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_ok_and(|length| length > 0)
+}
+
+/// Tells the client at once that an idle connection ends. Closing the socket would, too, but only
+/// after its tasks and timers are gone: a request that arrives in between would get a bare reset.
+fn send_end(stream: &TcpStream) {
+    _ = SockRef::from(stream).shutdown(Shutdown::Write);
 }
 
 /// A parked connection.
@@ -188,7 +196,10 @@ async fn serve_until_idle(
                 let deadline = timeouts.idle_deadline().unwrap_or(deadline);
                 return Some(Parked { stream, deadline });
             }
-            End::Check(Verdict::Quiet) if !has_unread(&stream) => return None,
+            End::Check(Verdict::Quiet) if !has_unread(&stream) => {
+                send_end(&stream);
+                return None;
+            }
             // A request has arrived, but tokio does not know yet. hyper waits for it. Parking would
             // not: the closing phase ends that wait at once.
             End::Check(Verdict::Quiet) => {}
