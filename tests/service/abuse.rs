@@ -237,6 +237,69 @@ fn write_timeout_closes_connections_whose_client_does_not_read() {
     wait_until_idle(&service);
 }
 
+/// The socket buffers of a connection are small, so the kernel does not hold megabytes of responses
+/// and requests for it. Linux may exceed the send buffer by one segment of up to 64 KiB.
+#[test]
+fn client_that_never_reads_takes_little_memory() {
+    const CLIENTS: usize = 20;
+    let service = Timber::start(&["--no-access-log"]);
+    let mut warm_up = service.connect();
+    stop_reading(&mut warm_up);
+    let before = resident_memory(&service);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| service.connect()).collect();
+    clients.iter_mut().for_each(stop_reading);
+    let grown = resident_memory(&service).saturating_sub(before);
+    let sockets = kernel_sockets(&service);
+    assert_eq!(sockets.len(), CLIENTS + 1, "{sockets:?}");
+    let send = sockets
+        .iter()
+        .map(|socket| socket.send_queue)
+        .max()
+        .unwrap();
+    let receive = sockets
+        .iter()
+        .map(|socket| socket.receive_queue)
+        .max()
+        .unwrap();
+    println!(
+        "send queue {send} bytes, receive queue {receive} bytes, resident memory {} kB per client",
+        grown / CLIENTS as u64
+    );
+    assert!(send > 0 && receive > 0, "{sockets:?}");
+    assert!(send <= 64 * 1024 && receive <= 16 * 1024, "{sockets:?}");
+    assert!(grown < 60 * CLIENTS as u64, "grown by {grown} kB");
+}
+
+/// The write timeout is for the time without progress. The kernel tells the service about free
+/// space in the send buffer once a third of it is free, which takes half a second here.
+#[test]
+fn slow_but_steady_reader_is_served_until_it_stops() {
+    const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+    let service = Timber::start(&["--write-timeout", "1s", "--no-access-log"]);
+    let mut client = connect_with_small_buffers(service.address);
+    stop_reading(&mut client);
+    let start = Instant::now();
+    while start.elapsed() < WRITE_TIMEOUT * 6 {
+        client
+            .read_exact(&mut [0; 400])
+            .expect("no end while the client reads");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(service.metric("http_connections_open"), "2");
+    let start = Instant::now();
+    while service.metric("http_connections_open") == "2" {
+        assert!(start.elapsed() < TEST_TIMEOUT);
+        thread::sleep(Duration::from_millis(20));
+    }
+    let took = start.elapsed();
+    // The last progress was up to half a second before the client stopped.
+    let expected = WRITE_TIMEOUT / 4..WRITE_TIMEOUT * 2;
+    assert!(
+        expected.contains(&took),
+        "closed after {took:?} without reading"
+    );
+}
+
 #[test]
 fn slow_reader_gets_every_response() {
     let service = Timber::start(&["--no-access-log"]);

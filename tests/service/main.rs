@@ -36,8 +36,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{
-    Response, TEST_TIMEOUT, Timber, connect, exchange, get, is_closed, run_to_completion, shell,
-    timber,
+    Response, TEST_TIMEOUT, Timber, connect, exchange, get, is_closed, is_open, run_to_completion,
+    shell, timber,
 };
 
 const JSON: &str = "application/json; charset=utf-8";

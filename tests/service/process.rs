@@ -59,6 +59,14 @@ pub fn connect_with_small_buffers(address: SocketAddr) -> TcpStream {
     socket.into()
 }
 
+/// Sends requests until the service no longer reads them, and reads no response.
+pub fn stop_reading(client: &mut TcpStream) {
+    let timeout = Some(Duration::from_millis(200));
+    client.set_write_timeout(timeout).unwrap();
+    let requests = get("/openapi.json").repeat(2000);
+    while client.write_all(requests.as_bytes()).is_ok() {}
+}
+
 /// Lets this process open as many files as it may. Returns how many that are.
 pub fn raise_file_limit() -> u64 {
     let files = getrlimit(Resource::Nofile);

@@ -162,63 +162,143 @@ fn drain_delay_serves_requests_with_readiness_off() {
     );
 }
 
-/// At the signal, 200 clients open a connection for each request, and 200 use keep-alive
+/// How the clients of the shutdowns have fared.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Refused at the connection limit.
+    refused: u64,
+    on_new_connections: usize,
+    on_keep_alive: usize,
+    /// Sent on a keep-alive connection later than any server can serve it.
+    sent_too_late: usize,
+}
+
+/// At the signal, 100 clients open a connection for each request, and 100 use keep-alive
 /// connections. Every established connection gets its response: the listener's backlog is served,
-/// too.
-#[test]
-fn shutdown_loses_no_request_under_load() {
-    const SHUTDOWNS: usize = 20;
-    let (mut lost, mut lost_on_keep_alive, mut late) = (0, 0, 0);
-    for _ in 0..SHUTDOWNS {
-        let mut service = Timber::start(&["--no-access-log"]);
+/// too. The variable SHUTDOWNS sets the number of shutdowns.
+///
+/// # Panics
+/// If a request is lost.
+fn check_shutdowns(arguments: &[&str]) -> Outcome {
+    const CLIENTS: usize = 200;
+    let shutdowns = std::env::var("SHUTDOWNS").map_or(2, |count| count.parse().unwrap());
+    let mut total = Outcome::default();
+    for _ in 0..shutdowns {
+        let mut service = Timber::start(&[&["--no-access-log"], arguments].concat());
         let address = service.address;
-        let new = (0..200).map(|_| thread::spawn(move || connection_per_request(address)));
-        let new: Vec<_> = new.collect();
-        let keep_alive: Vec<_> = (0..200)
-            .map(|_| thread::spawn(move || keep_alive_connection(address)))
-            .collect();
+        let clients = (0..CLIENTS).map(|number| {
+            thread::spawn(move || {
+                if number % 2 == 0 {
+                    connection_per_request(address)
+                } else {
+                    keep_alive_connections(address)
+                }
+            })
+        });
+        let clients: Vec<_> = clients.collect();
         thread::sleep(Duration::from_millis(300));
+        let refused = service.metric("timber_connections_refused_total");
+        total.refused += refused.parse::<u64>().unwrap();
         let signal = Instant::now();
         service.signal(Signal::TERM);
         assert_eq!(service.wait().0.code(), Some(0));
-        lost += new
-            .into_iter()
-            .map(|client| client.join().unwrap())
-            .sum::<usize>();
-        for client in keep_alive {
+        for (number, client) in clients.into_iter().enumerate() {
             // The service closes idle connections 120 ms after the signal. A request that is sent
             // later can cross that close, which no server can prevent (RFC 9112 section 9.5). Such a
             // request means that the client's thread did not run in time.
             match client.join().unwrap() {
-                Some(sent) if sent < signal + Duration::from_millis(100) => lost_on_keep_alive += 1,
-                Some(_) => late += 1,
-                None => {}
+                Ok(()) => {}
+                Err(_) if number % 2 == 0 => total.on_new_connections += 1,
+                Err(sent) if sent < signal + Duration::from_millis(100) => {
+                    total.on_keep_alive += 1;
+                }
+                Err(_) => total.sent_too_late += 1,
             }
         }
     }
-    println!(
-        "{SHUTDOWNS} shutdowns: lost requests: {lost} on new connections, {lost_on_keep_alive} on \
-         keep-alive connections, and {late} sent too late"
-    );
-    assert_eq!(lost, 0, "lost requests on new connections");
-    assert_eq!(
-        lost_on_keep_alive, 0,
-        "lost requests on keep-alive connections"
-    );
+    println!("{shutdowns} shutdowns with {arguments:?}: {total:?}");
+    let lost = total.on_new_connections + total.on_keep_alive;
+    assert_eq!(lost, 0, "{arguments:?}: {total:?}");
+    total
 }
 
-/// The second connection waits in the backlog, because the first takes the only place.
 #[test]
-fn connections_in_the_backlog_count_as_aborted_without_time_to_drain() {
-    let mut service = Timber::start(&["--max-connections", "1", "--drain-deadline", "0s"]);
-    let mut first = service.connect();
-    assert_eq!(exchange(&mut first, get("/index")).status, 200);
-    let mut second = service.connect();
-    second.write_all(get("/index").as_bytes()).unwrap();
+fn shutdown_loses_no_request_under_load() {
+    check_shutdowns(&["--workers", "2"]);
+}
+
+#[test]
+fn shutdown_of_eight_workers_loses_no_request() {
+    check_shutdowns(&["--workers", "8"]);
+}
+
+/// At the limit, a 503 is a response.
+#[test]
+fn shutdown_at_the_connection_limit_loses_no_request() {
+    let outcome = check_shutdowns(&["--max-connections", "50"]);
+    assert!(outcome.refused > 0, "{outcome:?}");
+}
+
+/// Starts a service whose two connections have half a head, and 40 clients that have sent a
+/// request. Then sends SIGTERM. The service has accepted none of the 40 before that, because
+/// SIGSTOP has paused it.
+fn shut_down_with_a_backlog(deadline: &str) -> (Timber, Vec<TcpStream>, Vec<TcpStream>) {
+    let arguments = ["--max-connections", "2", "--drain-deadline", deadline];
+    let service = Timber::start(&arguments);
+    let mut active: Vec<_> = (0..2).map(|_| service.connect()).collect();
+    for client in &mut active {
+        client.write_all(b"GET /index HTTP/1.1\r\n").unwrap();
+    }
+    thread::sleep(Duration::from_millis(200)); // until the service has read them
+    service.signal(Signal::STOP);
+    let mut waiting: Vec<_> = (0..40).map(|_| service.connect()).collect();
+    for client in &mut waiting {
+        client.write_all(get("/index").as_bytes()).unwrap();
+    }
     service.signal(Signal::TERM);
-    assert_eq!(service.wait().0.code(), Some(1));
-    let event = service.wait_for_event("Shutting down");
-    assert!(event.contains("2 connections aborted"), "{event}");
+    service.signal(Signal::CONT);
+    service.wait_for_event("Handling signal");
+    (service, active, waiting)
+}
+
+/// Until accepting ends, the reserve takes up to 16 of the clients, and refuses them. The others are
+/// served as soon as one of the first two has finished.
+#[test]
+fn backlog_is_served_once_connections_have_finished() {
+    let (mut service, mut active, mut waiting) = shut_down_with_a_backlog("8s");
+    thread::sleep(Duration::from_millis(500));
+    let is_waiting = waiting.iter().filter(|client| is_open(client)).count();
+    assert!(is_waiting >= 24, "{is_waiting}");
+    for client in &mut active {
+        assert_eq!(exchange(client, "Host: a\r\n\r\n").status, 200);
+    }
+    let statuses = waiting.iter_mut().map(|client| {
+        let response = Response::read(client, false);
+        assert_eq!(response.header("connection"), Some("close"));
+        response.status
+    });
+    let (served, refused): (Vec<_>, Vec<_>) = statuses.partition(|status| *status == 200);
+    assert_eq!(served.len(), is_waiting);
+    assert!(refused.iter().all(|status| *status == 503), "{refused:?}");
+    assert_eq!(service.wait().0.code(), Some(0));
+}
+
+#[test]
+fn connections_in_the_backlog_count_as_aborted_at_the_deadline() {
+    for deadline in ["0s", "1s"] {
+        let (mut service, active, mut waiting) = shut_down_with_a_backlog(deadline);
+        assert_eq!(service.wait().0.code(), Some(1));
+        let responses = waiting.iter_mut().filter_map(|client| {
+            let response = Response::try_read(client, false).ok()?;
+            Some(response.status)
+        });
+        let refused: Vec<_> = responses.collect();
+        assert!(refused.iter().all(|status| *status == 503), "{refused:?}");
+        let aborted = active.len() + waiting.len() - refused.len();
+        let event = service.wait_for_event("Shutting down");
+        let count = format!(" {aborted} connections aborted");
+        assert!(event.contains(&count), "{event}, expected{count}");
+    }
 }
 
 /// A handshake that completes between the last accept and the close of the listener would be reset.
@@ -288,53 +368,58 @@ fn is_refused(address: SocketAddr) -> bool {
     connection.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// Returns true if the service has neither closed the connection nor sent anything.
-fn is_open(stream: &TcpStream) -> bool {
-    stream.set_nonblocking(true).unwrap();
-    let peeked = stream.peek(&mut [0]);
-    stream.set_nonblocking(false).unwrap();
-    peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-}
-
-/// Sends requests until the port is closed. Returns the number of lost ones.
-fn connection_per_request(address: SocketAddr) -> usize {
-    // During the shutdown the kernel first drops handshakes, then refuses them.
-    while let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        let mut response = Vec::new();
-        let request = "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        let exchanged = stream
-            .write_all(request.as_bytes())
-            .and_then(|()| stream.read_to_end(&mut response));
-        if exchanged.is_err() || !response.ends_with(b"\r\n\r\n{\"timber\": \"so delicious\"}") {
-            return 1;
-        }
-    }
-    0
-}
-
-/// Sends requests until a response announces that the connection closes. Returns the time at which
-/// a lost request was sent.
-fn keep_alive_connection(address: SocketAddr) -> Option<Instant> {
-    let mut stream = TcpStream::connect(address).ok()?;
+/// Sends a request, and returns its response: the document, or a refusal at the connection limit.
+///
+/// # Errors
+/// The time at which the request was sent, if the response is missing or incomplete.
+fn ask(stream: &mut TcpStream, request: &str) -> Result<String, Instant> {
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    let request = get("/index");
-    loop {
-        let mut response = [0; 1024];
-        let written = stream.write_all(request.as_bytes());
-        let sent = Instant::now();
-        match written.and_then(|()| stream.read(&mut response)) {
-            Ok(length) if response[..length].ends_with(b"so delicious\"}") => {
-                if response[..length]
-                    .windows(17)
-                    .any(|part| part == b"connection: close")
-                {
-                    return None;
-                }
-            }
-            _ => return Some(sent),
-        }
+    let written = stream.write_all(request.as_bytes());
+    let sent = Instant::now();
+    let mut response = [0; 1024];
+    let read = written.and_then(|()| stream.read(&mut response));
+    let length = read.map_err(|_| sent)?;
+    let response = String::from_utf8_lossy(&response[..length]).into_owned();
+    let end = if response.starts_with("HTTP/1.1 503 ") {
+        "try again later\"}}"
+    } else {
+        "\r\n\r\n{\"timber\": \"so delicious\"}"
+    };
+    if response.ends_with(end) {
+        Ok(response)
+    } else {
+        Err(sent)
     }
+}
+
+/// Opens a connection, unless the port is closed. During the shutdown the kernel first drops
+/// handshakes, then refuses them.
+fn try_connect(address: SocketAddr) -> Option<TcpStream> {
+    TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()
+}
+
+/// Sends requests until the port is closed, each on a new connection.
+///
+/// # Errors
+/// The time of the first lost request.
+fn connection_per_request(address: SocketAddr) -> Result<(), Instant> {
+    let request = "GET /index HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    while let Some(mut stream) = try_connect(address) {
+        ask(&mut stream, request)?;
+        assert!(is_closed(&mut stream));
+    }
+    Ok(())
+}
+
+/// Sends requests until the port is closed, on one connection until a response announces its end.
+///
+/// # Errors
+/// The time of the first lost request.
+fn keep_alive_connections(address: SocketAddr) -> Result<(), Instant> {
+    while let Some(mut stream) = try_connect(address) {
+        while !ask(&mut stream, &get("/index"))?.contains("connection: close") {}
+    }
+    Ok(())
 }
 
 /// Responses that the client has not read at the signal are sent whole, up to the last one, which

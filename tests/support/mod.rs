@@ -248,6 +248,14 @@ pub fn is_closed(stream: &mut TcpStream) -> bool {
     }
 }
 
+/// Returns true if the service has neither closed the connection nor sent anything.
+pub fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let peeked = stream.peek(&mut [0]);
+    stream.set_nonblocking(false).unwrap();
+    peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
 /// A response, read up to the end of its body.
 #[derive(Debug)]
 pub struct Response {
