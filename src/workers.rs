@@ -60,9 +60,12 @@ impl Workers {
             .enable_io()
             .build()
             .map_err(explain)?;
+        // Leaked, because it serves until the process ends. If its thread does not start, tokio would
+        // panic: a runtime must not be dropped in another one, here the supervisor's.
+        let runtime = Box::leak(Box::new(runtime));
         let worker = Worker::new(runtime.handle().clone());
         self.spawn(number, move || {
-            _ = threads::block_on(&runtime, Box::pin(pending()));
+            _ = threads::block_on(runtime, Box::pin(pending()));
         })
         .map_err(explain)?;
         Ok(worker)
