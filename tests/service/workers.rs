@@ -75,3 +75,24 @@ fn eight_workers_share_connections_evenly() {
     check_spread(8, 64);
     check_spread(8, 512);
 }
+
+/// With stacks of 50 MB, an address space of 500 MB has no room for 64 threads.
+#[test]
+fn worker_that_cannot_start_is_a_start_up_error() {
+    let output = run_to_completion(
+        shell("ulimit -v 500000; exec \"$0\" -b 127.0.0.1:0 --workers 64")
+            .env("RUST_MIN_STACK", "50000000")
+            .env("MALLOC_ARENA_MAX", "1"), // glibc would reserve memory for each thread
+    );
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let errors = stderr.lines().filter(|line| !line.contains("[INFO]"));
+    let [error] = errors.collect::<Vec<_>>()[..] else {
+        panic!("expected one error in {stderr}");
+    };
+    let reason = error.strip_prefix("timber: cannot start worker ");
+    assert!(
+        reason.is_some_and(|rest| rest.contains("Resource temporarily unavailable")),
+        "{error}"
+    );
+}
