@@ -8,9 +8,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tokio::select;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, futures::Notified};
 use tokio::time::Duration;
+use tokio::{join, select};
 
 use crate::config::Config;
 use crate::container::{self, MIN_CONNECTIONS};
@@ -177,10 +177,14 @@ impl ConnectionSlot {
     /// been parked longest is closed. Returns false if no permit comes.
     pub async fn leave_reserve(&mut self, timers: &Timers) -> bool {
         let admission = self.admission;
-        admission.wanted.fetch_add(1, Relaxed);
-        admission.wake_longest_parked();
-        let permit = timers.timeout(PERMIT_TIMEOUT, acquire(&admission.permits));
-        if let Ok(permit) = permit.await {
+        // First in the queue for permits, then ask for one: otherwise the accept loop could take it.
+        let queue = acquire(&admission.permits);
+        let ask = async {
+            admission.wanted.fetch_add(1, Relaxed);
+            admission.wake_longest_parked();
+        };
+        let permit = async { join!(biased; queue, ask).0 };
+        if let Ok(permit) = timers.timeout(PERMIT_TIMEOUT, permit).await {
             permit.forget();
             self.kind = SlotKind::Regular;
             admission.reserve.add_permits(1);
