@@ -271,26 +271,19 @@ fn client_that_never_reads_takes_little_memory() {
 }
 
 /// The write timeout is for the time without progress. The kernel asks for more once a third of its
-/// send buffer is free, which takes half a second here.
+/// send buffer is free. That buffer is small, so here it takes half a second.
 #[test]
-fn slow_but_steady_reader_gets_every_response() {
-    const REQUESTS: usize = 9;
+fn slow_but_steady_reader_is_not_closed() {
     let service = Timber::start(&["--write-timeout", "1s", "--no-access-log"]);
-    let document = service.get("/openapi.json").text();
     let mut client = connect_with_small_buffers(service.address);
-    // The service reads all of them at once, so that no further request counts as progress.
-    let requests = get("/openapi.json").repeat(REQUESTS);
-    client.write_all(requests.as_bytes()).unwrap();
+    stop_reading(&mut client);
     let start = Instant::now();
-    let (mut responses, mut part) = (String::new(), [0; 400]);
-    while responses.matches(&document).count() < REQUESTS {
-        let length = client.read(&mut part).unwrap();
-        assert!(length > 0, "closed after {:?}", start.elapsed());
-        responses += str::from_utf8(&part[..length]).unwrap();
+    while start.elapsed() < Duration::from_secs(6) {
+        let read = client.read_exact(&mut [0; 600]);
+        read.unwrap_or_else(|error| panic!("{error} after {:?}", start.elapsed()));
         thread::sleep(Duration::from_millis(50));
     }
-    let took = start.elapsed();
-    assert!(took > Duration::from_secs(3), "{took:?}");
+    assert_eq!(service.metric("http_connections_open"), "2");
 }
 
 #[test]
@@ -345,17 +338,6 @@ fn thousands_of_idle_connections_do_not_delay_a_request() {
     );
     drop(idle);
     wait_until_idle(&service);
-}
-
-#[test]
-fn active_connections_at_the_limit_make_new_ones_refused() {
-    let service = Timber::start(&["--max-connections", "2"]);
-    let mut first = service.connect();
-    let mut second = service.connect();
-    for stream in [&mut first, &mut second] {
-        assert_eq!(exchange(stream, get("/index")).status, 200);
-    }
-    assert_refused_until(&service, || drop(first));
 }
 
 /// The test lowers the limit of the running service, because a limit at the start would lower the

@@ -158,7 +158,7 @@ fn parked_connections_with_an_unread_request_are_served() {
         thread::sleep(PARKED);
         service.signal(Signal::STOP);
         // As many parked connections remain as there are new clients.
-        let is_asking = |number: usize| (number + round) % 2 == 0;
+        let is_asking = |number: usize| (number + round).is_multiple_of(2);
         for (number, client) in clients.iter_mut().enumerate() {
             assert!(is_open(client));
             if is_asking(number) {

@@ -41,15 +41,3 @@ use support::{
 };
 
 const JSON: &str = "application/json; charset=utf-8";
-
-/// At the connection limit, with every connection active, a further one is refused. It is served
-/// once `close_one` has run.
-fn assert_refused_until(service: &Timber, close_one: impl FnOnce()) {
-    let refusal = service.get("/index");
-    assert_eq!(refusal.status, 503);
-    assert_eq!(refusal.header("retry-after"), Some("1"));
-    assert_eq!(refusal.header("connection"), Some("close"));
-    assert_eq!(service.get("/healthz").status, 200);
-    close_one();
-    assert_eq!(service.get("/index").status, 200);
-}
