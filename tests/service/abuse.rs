@@ -238,7 +238,7 @@ fn write_timeout_closes_connections_whose_client_does_not_read() {
 }
 
 /// The socket buffers of a connection are small, so the kernel does not hold megabytes of responses
-/// and requests for it. Linux may exceed the send buffer by one segment of up to 64 KiB.
+/// and requests for it. Linux may exceed the send buffer of 16 KiB by the last response.
 #[test]
 fn client_that_never_reads_takes_little_memory() {
     const CLIENTS: usize = 20;
@@ -266,7 +266,7 @@ fn client_that_never_reads_takes_little_memory() {
         grown / CLIENTS as u64
     );
     assert!(send > 0 && receive > 0, "{sockets:?}");
-    assert!(send <= 64 * 1024 && receive <= 16 * 1024, "{sockets:?}");
+    assert!(send <= 24 * 1024 && receive <= 16 * 1024, "{sockets:?}");
     assert!(grown < 60 * CLIENTS as u64, "grown by {grown} kB");
 }
 
