@@ -4,6 +4,8 @@
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
+use timber::admission::RESERVE;
+
 use super::process::*;
 use super::*;
 
@@ -16,9 +18,6 @@ const PARKED: Duration = Duration::from_millis(500);
 
 /// Beginning of a request. A connection that has sent it is active.
 const HALF_HEAD: &str = "GET /index HTTP/1.1\r\nHost: a\r\n";
-
-/// Connections that the reserve of the service holds, as documented in docs/http.md.
-const RESERVE: usize = 16;
 
 fn start(limit: usize, arguments: &[&str]) -> Timber {
     let limit = limit.to_string();
