@@ -285,19 +285,25 @@ fn backlog_is_served_once_connections_have_finished() {
 
 #[test]
 fn connections_in_the_backlog_count_as_aborted_at_the_deadline() {
-    for deadline in ["0s", "1s"] {
+    // Without time to drain, one connection may be on its way from the backlog to a worker.
+    for (deadline, in_transit) in [("0s", 1), ("1s", 0)] {
         let (mut service, active, mut waiting) = shut_down_with_a_backlog(deadline);
         assert_eq!(service.wait().0.code(), Some(1));
         let responses = waiting.iter_mut().filter_map(|client| {
             let response = Response::try_read(client, false).ok()?;
             Some(response.status)
         });
-        let refused: Vec<_> = responses.collect();
-        assert!(refused.iter().all(|status| *status == 503), "{refused:?}");
-        let aborted = active.len() + waiting.len() - refused.len();
+        // While the process exits, the first two return their permits, so a few others may be served.
+        let (refused, served): (Vec<_>, Vec<_>) = responses.partition(|status| *status == 503);
+        assert!(served.iter().all(|status| *status == 200), "{served:?}");
+        let most = active.len() + waiting.len() - refused.len();
+        let least = most - served.len() - in_transit;
         let event = service.wait_for_event("Shutting down");
-        let count = format!(" {aborted} connections aborted");
-        assert!(event.contains(&count), "{event}, expected{count}");
+        let mut counts = (least..=most).map(|count| format!(" {count} connections aborted"));
+        assert!(
+            counts.any(|count| event.contains(&count)),
+            "{event}, {least} to {most}"
+        );
     }
 }
 
