@@ -82,14 +82,11 @@ impl Server {
         // request lost. So no new handshake may start, and those in progress get time to complete
         // (`cargo test late_handshakes`).
         listener::decline_handshakes(&self.listener);
-        _ = timeout_at(deadline, async {
-            self.accept_loop.abort();
-            if !self.accept_loop.is_finished() {
-                _ = self.accept_loop.await; // a second `await` would panic: see `failure`
-            }
-            sleep(HANDSHAKE_GRACE).await;
-        })
-        .await;
+        self.accept_loop.abort();
+        if !self.accept_loop.is_finished() {
+            _ = self.accept_loop.await; // a second `await` would panic: see `failure`
+        }
+        _ = timeout_at(deadline, sleep(HANDSHAKE_GRACE)).await;
         let mut backlog = VecDeque::new();
         let close_all = async {
             join!(

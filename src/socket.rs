@@ -55,8 +55,12 @@ impl Traffic {
         self.requests.load(Relaxed)
     }
 
-    /// Number of writes of which the kernel has taken at least a part. While it grows, the client
-    /// reads.
+    /// Counts a write of which the kernel has taken at least a part.
+    pub fn count_write(&self) {
+        self.writes.fetch_add(1, Relaxed);
+    }
+
+    /// Number of writes. While it grows, the client reads.
     pub fn writes(&self) -> u32 {
         self.writes.load(Relaxed)
     }
@@ -116,7 +120,7 @@ impl AsyncWrite for Socket<'_> {
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 result => {
-                    self.traffic.writes.fetch_add(1, Relaxed);
+                    self.traffic.count_write();
                     return Poll::Ready(result);
                 }
             }

@@ -135,3 +135,55 @@ impl<'a> Timeouts<'a> {
         self.last_request.elapsed() >= self.context.config.header_timeout
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::log::Log;
+    use crate::metrics::Metrics;
+    use crate::timers::Timers;
+
+    const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
+
+    /// Returns how long a request may wait for its response to be written. The client makes progress
+    /// at each check, or none at all.
+    async fn time_to_write(makes_progress: bool) -> Duration {
+        let mut config = Config::default();
+        config.write_timeout = WRITE_TIMEOUT;
+        let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
+        let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
+        let timers = Timers::of(Handle::current());
+        let context: &Context = Box::leak(Box::new(Context::new(config, 0, timers, metrics, log)));
+        let traffic = Traffic::new(metrics);
+        let timer = pin!(context.timers.sleep_until(Instant::now()));
+        let closing = pin!(context.lifecycle.closing());
+        let start = Instant::now();
+        traffic.start_request();
+        let mut timeouts = Timeouts::new(context, &traffic, timer, closing).await;
+        let verdict = poll_fn(|cx| {
+            if makes_progress {
+                traffic.count_write();
+            }
+            timeouts.poll(cx)
+        });
+        let verdict = timeout(WRITE_TIMEOUT * 50, verdict).await;
+        assert!(matches!(verdict, Ok(Verdict::WriteTimeout)));
+        start.elapsed()
+    }
+
+    #[tokio::test]
+    async fn progress_extends_the_write_timeout_up_to_a_limit() {
+        let without = time_to_write(false).await;
+        assert!(
+            (WRITE_TIMEOUT..WRITE_TIMEOUT * 4).contains(&without),
+            "{without:?}"
+        );
+        let with = time_to_write(true).await;
+        let limit = WRITE_TIMEOUT * MAX_WRITE_TIMEOUTS;
+        assert!((limit..limit * 2).contains(&with), "{with:?}");
+    }
+}
