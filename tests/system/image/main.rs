@@ -11,12 +11,13 @@ mod containers;
 mod contents;
 mod costs;
 mod docker;
+mod limits;
 
 use std::{
     env, fs,
     io::Write,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command, Stdio},
     thread,
     time::{Duration, Instant, SystemTime},
