@@ -5,7 +5,7 @@ use super::*;
 
 /// Maximum number of user-mode instructions for one `GET /index` on a keep-alive connection, without and with the
 /// access log.
-const INSTRUCTIONS: [u64; 2] = [8_750, 10_300];
+const INSTRUCTIONS: [u64; 2] = [8_500, 10_000];
 
 /// Maximum memory of a connection that has sent a request and is idle, in bytes.
 const IDLE_CONNECTION: u64 = 1_500;
