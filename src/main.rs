@@ -12,6 +12,7 @@ use tokio::runtime::Builder;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use timber::admission::{self, RESERVE};
 use timber::api::{self, ROUTES};
@@ -28,6 +29,10 @@ use timber::{container, healthcheck, listener, threads};
 const EXIT_FAILURE: u8 = 1;
 /// Invalid configuration.
 const EXIT_USAGE: u8 = 2;
+
+/// Time in which the first worker has the CPUs for itself, to serve a first request, before the rest
+/// of the service starts (`bench/run`).
+const START_DELAY: Duration = Duration::from_millis(2);
 
 /// Time limit for writing the last log entries. Their reader may have stopped reading.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -153,6 +158,7 @@ async fn supervise(
     address: SocketAddr,
     mut signals: Signals,
 ) -> Result<ExitCode, String> {
+    sleep(START_DELAY).await;
     start(context, &server, address)?;
     let has_failed = select! {
         biased;
