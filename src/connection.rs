@@ -44,7 +44,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// the same host takes a millisecond; what is longer keeps others out.
 const RESERVE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Serves a connection until it ends or misses a deadline. It is `active` while it is not parked.
+/// Serves a connection until it ends or misses a deadline. It holds `active` while it is not parked.
 ///
 /// After a quiet tick the connection is parked: without hyper's state and buffers it takes 1.25 kB
 /// instead of 13.9 kB. When the client sends something, hyper starts anew.
@@ -73,21 +73,21 @@ pub async fn serve(
         (stream, deadline) = (parked.stream, parked.deadline);
         match wait_while_parked(context, &stream, deadline, &mut slot).await {
             Wake::Readable => {}
-            Wake::Over if has_unread(&stream) => {}
-            Wake::Over => return send_end(&stream),
+            Wake::Deadline if has_unread(&stream) => {}
+            Wake::Deadline => return shut_down_write(&stream),
             Wake::Evicted => return,
         }
         active = context.lifecycle.active_guard();
     }
 }
 
-/// Answers a probe although the connection limit is reached, and refuses any other request.
+/// Responds to a probe although the connection limit is reached, and refuses any other request.
 async fn serve_from_reserve(context: &'static Context, stream: TcpStream, address: IpAddr) {
     let deadline = Instant::now() + RESERVE_TIMEOUT;
     let client = Client::new(context, address, true);
     let serve = serve_until_idle(&client, stream, deadline);
     _ = context.timers.timeout(RESERVE_TIMEOUT, serve).await;
-    if !client.was_probed.load(Relaxed) {
+    if !client.served_probe.load(Relaxed) {
         let refused = &context.metrics.refused_connections;
         refused.fetch_add(1, Relaxed);
     }
@@ -98,7 +98,7 @@ enum Wake {
     /// The client has sent something or closed.
     Readable,
     /// The idle timeout is over, or the closing phase has begun.
-    Over,
+    Deadline,
     /// Another connection needs the permit of this one.
     Evicted,
 }
@@ -119,18 +119,18 @@ async fn wait_while_parked(
         }
         while wake_up.as_mut().poll(cx).is_ready() && !context.lifecycle.is_closing() {
             if has_unread(stream) {
-                // It has a request, so the next one has to close.
+                // This connection has a request, so the next one has to give way.
                 context.admission.wake_longest_parked();
                 return Poll::Ready(Wake::Readable);
             }
             if slot.give_way() {
-                send_end(stream);
+                shut_down_write(stream);
                 return Poll::Ready(Wake::Evicted);
             }
             wake_up.set(context.admission.parked());
         }
         if deadline.as_mut().poll(cx).is_ready() || context.lifecycle.is_closing() {
-            return Poll::Ready(Wake::Over);
+            return Poll::Ready(Wake::Deadline);
         }
         Poll::Pending
     })
@@ -147,7 +147,7 @@ fn has_unread(stream: &TcpStream) -> bool {
 
 /// Tells the client at once that an idle connection ends. Closing the socket would, too, but only
 /// after its tasks and timers are gone: a request that arrives in between would get a bare reset.
-fn send_end(stream: &TcpStream) {
+fn shut_down_write(stream: &TcpStream) {
     _ = SockRef::from(stream).shutdown(Shutdown::Write);
 }
 
@@ -162,7 +162,7 @@ struct Parked {
 enum End {
     /// hyper has finished, or has failed to parse a head.
     Hyper(hyper::Result<()>),
-    Check(Verdict),
+    Verdict(Verdict),
 }
 
 /// Lets hyper serve the connection. Returns it once it is idle, or `None` once it is over. The
@@ -185,24 +185,24 @@ async fn serve_until_idle(
                 break Some(request::explain(&error, &unread));
             }
             End::Hyper(_) => break None,
-            End::Check(Verdict::WriteTimeout) => return None,
-            End::Check(Verdict::Quiet) if !unread.is_empty() => {
+            End::Verdict(Verdict::WriteTimeout) => return None,
+            End::Verdict(Verdict::Quiet) if !unread.is_empty() => {
                 if timeouts.is_head_overdue() {
                     break Some(Failure::REQUEST_TIMEOUT);
                 }
                 // Part of a head. The next hyper connection gets it back.
             }
-            End::Check(Verdict::Quiet) if !context.lifecycle.is_closing() => {
+            End::Verdict(Verdict::Quiet) if !context.lifecycle.is_closing() => {
                 let deadline = timeouts.idle_deadline().unwrap_or(deadline);
                 return Some(Parked { stream, deadline });
             }
-            End::Check(Verdict::Quiet) if !has_unread(&stream) => {
-                send_end(&stream);
+            End::Verdict(Verdict::Quiet) if !has_unread(&stream) => {
+                shut_down_write(&stream);
                 return None;
             }
             // A request has arrived, but tokio does not know yet. hyper waits for it. Parking would
             // not: the closing phase ends that wait at once.
-            End::Check(Verdict::Quiet) => {}
+            End::Verdict(Verdict::Quiet) => {}
         }
     };
     client.close(stream, &unread, failure).await;
@@ -231,7 +231,7 @@ async fn run_hyper(
         .serve_connection(TokioIo::new(socket), service_fn(respond));
     let end = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-        Poll::Pending => timeouts.poll(cx).map(End::Check),
+        Poll::Pending => timeouts.poll(cx).map(End::Verdict),
     })
     .await;
     // hyper documents `into_parts` for finished connections, because others may have unsent bytes.
@@ -265,8 +265,8 @@ struct Client {
     traffic: Traffic,
     /// Served from the reserve.
     is_reserve: bool,
-    /// Has got the response to a probe from the reserve.
-    was_probed: AtomicBool,
+    /// Has got the response to a probe.
+    served_probe: AtomicBool,
     /// The last request had a body, which is not read.
     has_unread_body: AtomicBool,
 }
@@ -279,7 +279,7 @@ impl Client {
             name: address.to_string(),
             traffic: Traffic::new(context.metrics),
             is_reserve,
-            was_probed: AtomicBool::new(false),
+            served_probe: AtomicBool::new(false),
             has_unread_body: AtomicBool::new(false),
         }
     }
@@ -299,7 +299,7 @@ impl Client {
         let (route, mut response) = api::respond(context, &head, self.address);
         if self.is_reserve {
             if route.is_some_and(|route| ROUTES[route].is_probe) {
-                self.was_probed.store(true, Relaxed);
+                self.served_probe.store(true, Relaxed);
             } else {
                 response = Response::at_the_limit();
             }

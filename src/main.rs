@@ -8,7 +8,7 @@ use std::panic;
 use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -25,13 +25,13 @@ use timber::server::Server;
 use timber::timers::Timers;
 use timber::{container, healthcheck, listener, threads};
 
-/// Could not start, or a shutdown aborted connections.
+/// Could not start, a thread ended, or a shutdown was not clean.
 const EXIT_FAILURE: u8 = 1;
 /// Invalid configuration.
 const EXIT_USAGE: u8 = 2;
 
-/// Time in which the first worker has the CPUs for itself, to serve a first request, before the rest
-/// of the service starts (`bench/run`).
+/// Delay before the rest of the service starts, so that a first request does not compete with it for
+/// CPU time (`bench/run`).
 const START_DELAY: Duration = Duration::from_millis(2);
 
 /// Time limit for writing the last log entries. Their reader may have stopped reading.
@@ -92,8 +92,10 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         .enable_time()
         .build()
         .map_err(cannot_start)?;
-    // The main thread is the first worker. It serves as soon as the port is bound; everything that
-    // can wait is left to the supervisor.
+    // Leaked, because connections use its timers as long as the process lives.
+    let supervisor: &Runtime = Box::leak(Box::new(supervisor));
+    // The main thread is the first worker. It serves as soon as the port is bound. The supervisor does
+    // everything else.
     let worker = Builder::new_current_thread()
         .enable_io()
         .build()
@@ -117,17 +119,17 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
     }
     let server =
         Server::start(context, listener).map_err(|error| format!("cannot serve: {error}"))?;
-    let (send_end, end) = oneshot::channel();
+    let (exit_sender, exit) = oneshot::channel();
     let supervise = move || {
         let supervise = Box::pin(supervise(context, server, address, signals));
-        let end = threads::block_on(&supervisor, supervise);
+        let end = threads::block_on(supervisor, supervise);
         context.log.flush(FLUSH_TIMEOUT);
-        _ = send_end.send(end);
+        _ = exit_sender.send(end);
     };
     threads::spawn("supervisor".to_owned(), Box::new(supervise))
         .map_err(|error| format!("cannot start the supervisor thread: {error}"))?;
     let serve = async {
-        end.await
+        exit.await
             .unwrap_or_else(|_| Err("the supervisor thread has ended".to_owned()))
     };
     threads::block_on(&worker, Box::pin(serve))
@@ -160,16 +162,17 @@ async fn supervise(
 ) -> Result<ExitCode, String> {
     sleep(START_DELAY).await;
     start(context, &server, address)?;
-    let has_failed = select! {
+    let (delay, has_failed) = select! {
         biased;
         signal = signals.next() => {
             context.log.info(&format!("Handling signal: {signal}"));
-            false
+            (context.config.drain_delay, false)
         }
-        () = server.failure() => true,
+        // New connections could be assigned to the thread that has ended.
+        () = server.failure() => (Duration::ZERO, true),
     };
     context.lifecycle.start_draining();
-    let is_complete = shut_down(context, server, signals).await;
+    let is_complete = shut_down(context, server, delay, signals).await;
     Ok(if is_complete && !has_failed {
         ExitCode::SUCCESS
     } else {
@@ -184,19 +187,20 @@ fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Res
     let pid = process::id();
     log.info(&format!("Listening at: http://{address} ({pid})"));
     let facts = container::facts();
+    let mut limit = context.config.max_connections;
+    let container_limit = facts
+        .max_connections(RESERVE)
+        .filter(|lower| *lower < limit);
+    limit = container_limit.unwrap_or(limit);
+    context.admission.raise(limit);
     let workers = context.config.workers.unwrap_or_else(|| facts.workers());
     server.start_workers(workers)?;
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
-    let mut limit = context.config.max_connections;
-    if let Some(lower) = facts.max_connections(RESERVE)
-        && lower < limit
-    {
-        limit = lower;
+    if container_limit.is_some() {
         let message = format!("Limiting connections to {limit}: container memory limit");
         log.warning(&message);
     }
-    context.admission.raise(limit);
     log.info(&match pid {
         // Without a handler, the kernel discards the signals of process 1 of a container.
         1 => "PID 1: SIGTERM handler installed".to_owned(),
@@ -206,12 +210,17 @@ fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Res
 }
 
 /// Shuts down gracefully, or at once at a second signal. Returns true if no connection was aborted.
-async fn shut_down(context: &'static Context, server: Server, mut signals: Signals) -> bool {
+async fn shut_down(
+    context: &'static Context,
+    server: Server,
+    delay: Duration,
+    mut signals: Signals,
+) -> bool {
     let start = Instant::now();
     let responses = context.metrics.responses();
     let (aborted, end) = select! {
         biased;
-        aborted = server.drain() => (aborted, ""),
+        aborted = server.drain(delay) => (aborted, ""),
         _ = signals.next() => (
             context.lifecycle.active_connections(),
             ", at a second signal",

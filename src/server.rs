@@ -55,28 +55,28 @@ impl Server {
         })
     }
 
-    /// Starts the other workers. To be called once.
+    /// Starts the other workers. Call this once.
     ///
     /// # Errors
-    /// One of them cannot be started; in one line.
+    /// Which worker cannot be started, and why.
     pub fn start_workers(&self, count: usize) -> Result<(), String> {
         self.workers.start_others(count)
     }
 
-    /// Waits until a worker has ended, or accepting has. Both are faults.
+    /// Waits until a worker thread or the accept loop ends. Neither should.
     pub async fn failure(&mut self) {
         select! {
-            () = self.workers.death() => {}
+            () = self.workers.thread_ended() => {}
             _ = &mut self.accept_loop => {}
         }
     }
 
-    /// Shuts down gracefully within the drain delay plus the drain deadline. Every connection that
+    /// Shuts down gracefully within `delay` plus the drain deadline. Every connection that
     /// the kernel has accepted is served. Returns how many were still active or waiting at the
     /// deadline: they end with the process.
-    pub async fn drain(self) -> usize {
+    pub async fn drain(self, delay: Duration) -> usize {
         let context = self.context;
-        sleep(context.config.drain_delay).await;
+        sleep(delay).await;
         let deadline = Instant::now() + context.config.drain_deadline;
         // A handshake that completes between the last accept and the close would be reset, and its
         // request lost. So no new handshake may start, and those in progress get time to complete
@@ -102,7 +102,7 @@ impl Server {
     }
 }
 
-/// Accepts connections for all workers, as many as may be open.
+/// Accepts connections for all workers, up to the connection limit.
 async fn accept_connections(
     context: &'static Context,
     workers: &'static Workers,
@@ -111,7 +111,7 @@ async fn accept_connections(
     loop {
         let permit = context.admission.permit().await;
         match listener.accept().await {
-            Ok((stream, peer)) => open(context, workers, stream, peer, permit),
+            Ok((stream, peer)) => open(context, workers, Ok(stream), peer, permit),
             Err(error) if listener::is_client_gone(&error) => {}
             Err(error) => {
                 let message =
@@ -128,19 +128,19 @@ async fn accept_connections(
 fn open(
     context: &'static Context,
     workers: &'static Workers,
-    stream: TcpStream,
+    stream: io::Result<TcpStream>,
     peer: SocketAddr,
     permit: Permit,
 ) {
-    let (worker, stream) = match workers.hand_over(stream) {
-        Ok(handed_over) => handed_over,
+    let (worker, stream) = match stream.and_then(|stream| workers.assign(stream)) {
+        Ok(assigned) => assigned,
         Err(error) => {
             let message = format!("Cannot serve a connection: {error}");
             return context.log.error(&message);
         }
     };
     // Counted before the task runs, so that a shutdown does not miss it.
-    let slot = context.admission.admit(permit, &worker.load);
+    let slot = context.admission.admit(permit, &worker.open_connections);
     let active = context.lifecycle.active_guard();
     // On a socket for both families, an IPv4 client has an address such as ::ffff:127.0.0.1.
     let client = peer.ip().to_canonical();
@@ -148,16 +148,17 @@ fn open(
     worker.runtime.spawn(connection);
 }
 
-/// Accepts what waits in the backlog, closes the listener, and serves each connection as soon as it
-/// may be open. `backlog` has those that still wait.
+/// Accepts every connection in the backlog, closes the listener, and serves each connection when it
+/// gets a permit. `backlog` holds those that wait.
 async fn serve_backlog(
     context: &'static Context,
     workers: &'static Workers,
     listener: StdListener,
     backlog: &mut VecDeque<(StdStream, SocketAddr)>,
 ) {
-    // Nothing is served before the backlog is empty, or it could fill as fast as it empties. It is
-    // too long only for the limit of file descriptors.
+    // Nothing is served before the backlog is empty. Where the system cannot decline handshakes, it
+    // could otherwise fill as fast as it empties. This fails only at the limit of file descriptors:
+    // then serve what is there, and so free some.
     while let Err(error) = listener::empty_backlog(&listener, backlog) {
         let message = format!("Cannot accept the rest of the backlog yet: {error}");
         context.log.error(&message);
@@ -168,7 +169,7 @@ async fn serve_backlog(
     open_all(context, workers, backlog).await;
 }
 
-/// Opens each connection when another one has closed.
+/// Opens each connection as soon as a permit is free.
 async fn open_all(
     context: &'static Context,
     workers: &'static Workers,
@@ -176,10 +177,8 @@ async fn open_all(
 ) {
     while !backlog.is_empty() {
         let permit = context.admission.regular_permit().await;
-        if let Some((stream, peer)) = backlog.pop_front()
-            && let Ok(stream) = workers.register(stream)
-        {
-            open(context, workers, stream, peer, permit);
+        if let Some((stream, peer)) = backlog.pop_front() {
+            open(context, workers, workers.register(stream), peer, permit);
         }
     }
 }

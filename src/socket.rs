@@ -120,7 +120,9 @@ impl AsyncWrite for Socket<'_> {
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 result => {
-                    self.traffic.count_write();
+                    if result.is_ok() {
+                        self.traffic.count_write();
+                    }
                     return Poll::Ready(result);
                 }
             }

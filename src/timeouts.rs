@@ -16,7 +16,7 @@ use crate::socket::Traffic;
 /// after one to two intervals without a request.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A response may take this many write timeouts, even if the client reads a little all the time.
+/// Maximum time for one response, in write timeouts, if the client keeps reading.
 const MAX_WRITE_TIMEOUTS: u32 = 12;
 
 /// Why hyper's connection has to be taken apart.
@@ -84,7 +84,11 @@ impl<'a> Timeouts<'a> {
     fn reset_timer(&mut self, cx: &mut task::Context) {
         self.timer.as_mut().reset(Instant::now() + self.tick);
         // If tokio's task budget is used up, a timer does not register its waker.
-        _ = pin!(unconstrained(self.timer.as_mut())).poll(cx);
+        let timer = pin!(unconstrained(self.timer.as_mut()));
+        if timer.poll(cx).is_ready() {
+            // The process was stopped for a tick. Without a wake-up there would be no further check.
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// To be called when hyper waits for the socket. Ready if hyper's connection has to be taken

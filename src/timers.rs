@@ -1,7 +1,7 @@
 //! Timers, driven by a runtime apart from the workers'.
 //!
 //! A runtime with timers reads the clock and checks its timer wheel on each turn of its event loop,
-//! so for each request: 700 of 9,222 instructions (docs/performance.md). The workers' runtimes
+//! so for each request: 700 of 9,222 instructions (docs/architecture.md). The workers' runtimes
 //! therefore have no timers. The supervisor's runtime, which otherwise waits for signals, drives all
 //! of them.
 

@@ -118,6 +118,32 @@ fn longest_parked_connection_gives_way_to_a_new_client() {
     assert_limit_is_intact(&service, 4);
 }
 
+/// More clients than the reserve holds come at once, before any of them has asked for a permit.
+#[test]
+fn burst_of_new_clients_takes_the_place_of_parked_ones() {
+    const LIMIT: usize = 32;
+    const NEWCOMERS: usize = RESERVE + 4;
+    for workers in ["1", "2"] {
+        let service = start(LIMIT, &[SHORT_TICK, &["--workers", workers]].concat());
+        for _ in 0..5 {
+            let mut clients: Vec<_> = (0..LIMIT).map(|_| service.connect()).collect();
+            for client in &mut clients {
+                assert_eq!(exchange(client, get("/index")).status, 200);
+            }
+            thread::sleep(PARKED);
+            let mut newcomers: Vec<_> = (0..NEWCOMERS).map(|_| service.connect()).collect();
+            for newcomer in &mut newcomers {
+                newcomer.write_all(get("/index").as_bytes()).unwrap();
+            }
+            for newcomer in &mut newcomers {
+                assert_eq!(Response::read(newcomer, false).status, 200);
+            }
+            drop((clients, newcomers));
+            assert_limit_is_intact(&service, LIMIT);
+        }
+    }
+}
+
 /// Each refused client asks for a parked connection. If there is none, tokio stores that
 /// notification for the next connection that parks.
 #[test]

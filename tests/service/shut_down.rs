@@ -235,7 +235,7 @@ fn shutdown_of_eight_workers_loses_no_request() {
 /// At the limit, a 503 is a response.
 #[test]
 fn shutdown_at_the_connection_limit_loses_no_request() {
-    let outcome = check_shutdowns(&["--max-connections", "50"]);
+    let outcome = check_shutdowns(&["--workers", "8", "--max-connections", "50"]);
     assert!(outcome.refused > 0, "{outcome:?}");
 }
 
