@@ -2,8 +2,8 @@
 //!
 //! At the limit, a new connection opens from a small reserve and asks for a permit. The connection
 //! that has been parked longest closes and so returns its permit: a server may close an idle
-//! connection at any time (RFC 9112 section 9.5). If none is parked, the new connection stays in the
-//! reserve, where `connection` answers probes and refuses everything else. Beyond the reserve,
+//! connection at any time (RFC 9112 section 9.5). If none is parked, the new connection stays in
+//! the reserve, where `connection` answers probes and refuses everything else. Beyond the reserve,
 //! clients wait in the backlog.
 
 use std::future::poll_fn;
@@ -137,8 +137,8 @@ impl Admission {
         }
     }
 
-    /// Returns a future for a parked connection. It completes when the connection may have to close:
-    /// ask [`ConnectionSlot::give_way`], and whether the closing phase has begun.
+    /// Returns a future for a parked connection. It completes when the connection may have to
+    /// close: ask [`ConnectionSlot::give_way`], and whether the closing phase has begun.
     pub fn parked(&self) -> Notified<'_> {
         self.parked.notified()
     }
@@ -261,8 +261,8 @@ impl Drop for ConnectionSlot {
 /// # Errors
 /// The limit leaves no room for a connection; in one line.
 pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, String> {
-    // Besides connections: standard streams, listener and signals, and for each worker an epoll instance, its
-    // wake-up and a receiver of signals.
+    // Besides connections: standard streams, listener and signals, and for each worker an epoll
+    // instance, its wake-up and a receiver of signals.
     let reserved_files = |workers: usize| 16 + RESERVE + 3 * workers;
     let configured = config.max_connections;
     // Counting the CPUs takes a while, so count them only if the result depends on it.

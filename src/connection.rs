@@ -44,7 +44,8 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// the same host takes a millisecond; what is longer keeps others out.
 const RESERVE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Serves a connection until it ends or misses a deadline. It holds `active` while it is not parked.
+/// Serves a connection until it ends or misses a deadline. It holds `active` while it is not
+/// parked.
 ///
 /// After a quiet tick the connection is parked: without hyper's state and buffers it takes 1.25 kB
 /// instead of 13.9 kB. When the client sends something, hyper starts anew.

@@ -9,11 +9,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Memory of a connection with the worst client, in bytes: it pipelines requests with long heads and
-/// 100 header fields for long responses, and reads nothing. Half of it is hyper's buffers, the
+/// Memory of a connection with the worst client, in bytes: it pipelines requests with long heads
+/// and 100 header fields for long responses, and reads nothing. Half of it is hyper's buffers, the
 /// rest is queues and objects of the kernel. cgroup version 2 charges the queues to the container,
-/// version 1 does not. Measured by
-/// `cargo test worst_client -- --ignored`.
+/// version 1 does not. Measured by `cargo test worst_client -- --ignored`.
 const CONNECTION_MEMORY: u64 = 84 * 1024;
 
 /// Memory of everything else in the container, in bytes: the process, the pages of its file, full

@@ -26,8 +26,8 @@ pub struct Lifecycle {
     active: AtomicUsize,
 }
 
-/// Held by a connection that may have a request in flight. A shutdown that does not wait for it aborts
-/// the connection.
+/// Held by a connection that may have a request in flight. A shutdown that does not wait for it
+/// aborts the connection.
 pub struct ActiveGuard(&'static Lifecycle);
 
 impl Drop for ActiveGuard {

@@ -30,8 +30,8 @@ const EXIT_FAILURE: u8 = 1;
 /// Invalid configuration.
 const EXIT_USAGE: u8 = 2;
 
-/// Delay before the rest of the service starts, so that a first request does not compete with it for
-/// CPU time (`bench/run`).
+/// Delay before the rest of the service starts, so that a first request does not compete with it
+/// for CPU time (`bench/run`).
 const START_DELAY: Duration = Duration::from_millis(2);
 
 /// Time limit for writing the last log entries. Their reader may have stopped reading.
@@ -94,8 +94,8 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         .map_err(cannot_start)?;
     // Leaked, because connections use its timers as long as the process lives.
     let supervisor: &Runtime = Box::leak(Box::new(supervisor));
-    // The main thread is the first worker. It serves as soon as the port is bound. The supervisor does
-    // everything else.
+    // The main thread is the first worker. It serves as soon as the port is bound. The supervisor
+    // does everything else.
     let worker = Builder::new_current_thread()
         .enable_io()
         .build()

@@ -59,8 +59,8 @@ impl Workers {
             .enable_io()
             .build()
             .map_err(explain)?;
-        // Leaked: it lives as long as the process. If the thread fails to start, dropping it here, inside
-        // the supervisor's runtime, would panic.
+        // Leaked: it lives as long as the process. If the thread fails to start, dropping it here,
+        // inside the supervisor's runtime, would panic.
         let runtime = Box::leak(Box::new(runtime));
         let worker = Worker::new(runtime.handle().clone());
         self.spawn(number, move || {
@@ -116,8 +116,8 @@ impl Workers {
 }
 
 /// Returns true if the first worker, with `first` open connections, keeps the next one, although
-/// another worker has only `least`. Keeping is cheaper, because handing over wakes another thread. From
-/// 8 connections per worker on, the fullest worker has at most 1.25 times the mean.
+/// another worker has only `least`. Keeping is cheaper, because handing over wakes another thread.
+/// From 8 connections per worker on, the fullest worker has at most 1.25 times the mean.
 fn keeps(first: usize, least: usize) -> bool {
     first <= least + (least / 8).max(1)
 }
