@@ -168,7 +168,7 @@ async fn supervise(
             context.log.info(&format!("Handling signal: {signal}"));
             (context.config.drain_delay, false)
         }
-        // New connections could be assigned to the thread that has ended.
+        // Without delay, because new connections could be assigned to the thread that has ended.
         () = server.failure() => (Duration::ZERO, true),
     };
     context.lifecycle.start_draining();
@@ -187,18 +187,15 @@ fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Res
     let pid = process::id();
     log.info(&format!("Listening at: http://{address} ({pid})"));
     let facts = container::facts();
-    let mut limit = context.config.max_connections;
-    let container_limit = facts
-        .max_connections(RESERVE)
-        .filter(|lower| *lower < limit);
-    limit = container_limit.unwrap_or(limit);
-    context.admission.raise(limit);
+    let configured = context.config.max_connections;
+    let fits = facts.max_connections(RESERVE).unwrap_or(usize::MAX);
+    context.admission.raise(configured.min(fits));
     let workers = context.config.workers.unwrap_or_else(|| facts.workers());
     server.start_workers(workers)?;
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
-    if container_limit.is_some() {
-        let message = format!("Limiting connections to {limit}: container memory limit");
+    if fits < configured {
+        let message = format!("Limiting connections to {fits}: container memory limit");
         log.warning(&message);
     }
     log.info(&match pid {
