@@ -3,7 +3,7 @@
 //! At the limit, a new connection opens from a small reserve and asks for a permit. The connection
 //! that has been parked longest closes and so returns its permit: a server may close an idle
 //! connection at any time (RFC 9112 section 9.5). If none is parked, the new connection stays in
-//! the reserve, where `connection` answers probes and refuses everything else. Beyond the reserve,
+//! the reserve, where `connection` responds to probes and refuses the rest. Beyond the reserve,
 //! clients wait in the backlog.
 
 use std::future::poll_fn;
@@ -163,19 +163,15 @@ impl Admission {
             .is_ok()
     }
 
-    fn open_connections(&self) -> u64 {
-        self.metrics.connections.load(Relaxed)
+    pub fn has_open_connections(&self) -> bool {
+        self.metrics.connections.load(Relaxed) > 0
     }
 
     /// Waits until all connections are closed. Only one task may wait.
     pub async fn all_closed(&self) {
-        while self.open_connections() > 0 {
+        while self.has_open_connections() {
             self.all_closed.notified().await;
         }
-    }
-
-    pub fn has_open_connections(&self) -> bool {
-        self.open_connections() > 0
     }
 }
 
@@ -259,7 +255,7 @@ impl Drop for ConnectionSlot {
 /// process may open no more than `open_files` files.
 ///
 /// # Errors
-/// The limit leaves no room for a connection; in one line.
+/// A one-line message if the limit leaves no room for a connection.
 pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, String> {
     // Besides connections: standard streams, listener and signals, and for each worker an epoll
     // instance, its wake-up and a receiver of signals.

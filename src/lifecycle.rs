@@ -1,5 +1,5 @@
-//! Where the process is between its start and its exit: serving, draining, closing. It only moves
-//! forward: `main` and the server advance it, connections and the API read it. No I/O happens here.
+//! The phase of the process: serving, draining or closing. It only moves forward: `main` and the
+//! server advance it, connections and the API read it. No I/O happens here.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
@@ -26,8 +26,8 @@ pub struct Lifecycle {
     active: AtomicUsize,
 }
 
-/// Held by a connection that may have a request in flight. A shutdown that does not wait for it
-/// aborts the connection.
+/// Held by a connection that may have a request in flight. A shutdown aborts the connections that
+/// still hold one at its deadline.
 pub struct ActiveGuard(&'static Lifecycle);
 
 impl Drop for ActiveGuard {

@@ -24,7 +24,7 @@ const EAFNOSUPPORT: i32 = 97;
 /// `net.ipv6.bindv6only` separates them), or IPv4 alone where IPv6 is off.
 ///
 /// # Errors
-/// Why the address cannot be bound, in one line.
+/// A one-line message that says why the address cannot be bound.
 pub fn bind(config: &Config) -> Result<TcpListener, String> {
     let host = config.host.as_deref().unwrap_or("::");
     let ip = parse_ip(host).ok_or_else(|| {

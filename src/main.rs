@@ -80,7 +80,7 @@ fn fail(errors: &[String], code: u8) -> ExitCode {
 /// Serves until a signal, and returns the exit code of the process.
 ///
 /// # Errors
-/// Why the service cannot start, in one line.
+/// A one-line message that says why the service cannot start.
 fn run(mut config: Config) -> Result<ExitCode, String> {
     let cannot_start = |error| format!("cannot start: {error}");
     // Read first: with a low limit, no file could be opened later.
@@ -153,7 +153,7 @@ fn new_context(config: Config, port: u16, timers: Timers) -> &'static Context {
 /// the process.
 ///
 /// # Errors
-/// Why the service cannot start, in one line.
+/// A one-line message that says why the service cannot start.
 async fn supervise(
     context: &'static Context,
     mut server: Server,

@@ -91,7 +91,7 @@ impl<'a> Timeouts<'a> {
         }
     }
 
-    /// To be called when hyper waits for the socket. Ready if hyper's connection has to be taken
+    /// Call this when hyper waits for the socket. Ready if hyper's connection has to be taken
     /// apart.
     pub fn poll(&mut self, cx: &mut task::Context) -> Poll<Verdict> {
         let starts_closing = self.context.lifecycle.is_closing() && !self.saw_closing;
@@ -142,14 +142,10 @@ impl<'a> Timeouts<'a> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::runtime::Handle;
     use tokio::time::timeout;
 
     use super::*;
     use crate::config::Config;
-    use crate::log::Log;
-    use crate::metrics::Metrics;
-    use crate::timers::Timers;
 
     const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -158,11 +154,8 @@ mod tests {
     async fn time_to_write(makes_progress: bool) -> Duration {
         let mut config = Config::default();
         config.write_timeout = WRITE_TIMEOUT;
-        let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
-        let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
-        let timers = Timers::of(Handle::current());
-        let context: &Context = Box::leak(Box::new(Context::new(config, 0, timers, metrics, log)));
-        let traffic = Traffic::new(metrics);
+        let context = Context::for_test(config);
+        let traffic = Traffic::new(context.metrics);
         let timer = pin!(context.timers.sleep_until(Instant::now()));
         let closing = pin!(context.lifecycle.closing());
         let start = Instant::now();

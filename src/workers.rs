@@ -29,7 +29,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// To be called in the runtime of the first worker.
+    /// Call this in the runtime of the first worker.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -157,7 +157,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::config::Config;
+    use crate::context::Context;
 
     #[test]
     fn fullest_worker_has_at_most_a_quarter_more_than_the_mean() {
@@ -178,8 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn thread_that_panics_is_reported() {
-        let metrics: &Metrics = Box::leak(Box::new(Metrics::new([].into_iter())));
-        let log: &Log = Box::leak(Box::new(Log::new(false, false, metrics)));
+        let log = Context::for_test(Config::default()).log;
         let workers: &Workers = Box::leak(Box::new(Workers::new(log)));
         workers.spawn(2, || panic!("for this test")).unwrap();
         let end = timeout(Duration::from_secs(10), workers.thread_ended());

@@ -1,5 +1,5 @@
-//! The connection limit: parked connections give way to new ones, a small reserve answers probes
-//! and refuses everything else, and no request is lost.
+//! The connection limit: parked connections give way to new ones, a small reserve responds to
+//! probes and refuses everything else, and no request is lost.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -63,7 +63,7 @@ const EVICTED: &str = "timber_connections_evicted_total";
 const REFUSED: &str = "timber_connections_refused_total";
 
 /// Checks that as many connections can be open as the limit says, neither more nor fewer, and that
-/// the reserve is complete. To be called when no other connection is open.
+/// the reserve is complete. Call this when no other connection is open.
 fn assert_limit_is_intact(service: &Timber, limit: usize) {
     let start = Instant::now();
     while service.metric("http_connections_open") != "1" {

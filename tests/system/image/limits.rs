@@ -1,5 +1,5 @@
-//! Containers in a full house: as many connections as the memory limit allows, each with a client that behaves as
-//! badly as it can. The service stays healthy, and its memory within the limit.
+//! Containers at their connection limit: as many connections as the memory limit allows, each with a client that
+//! behaves as badly as it can. The service stays healthy, and its memory within the limit.
 
 use std::{
     net::TcpStream,
@@ -72,7 +72,7 @@ fn a_container_stays_healthy_while_its_connection_limit_is_reached() {
             let ready = exchange(&mut connect(address), get("/readyz"));
             assert_eq!(ready.status, 200, "{what}");
             let checks = next_health_checks(&container, || {
-                // A probe may have closed an idle connection, so the house is filled again.
+                // A probe may have closed an idle connection, so the limit is reached again.
                 let mut client = SilentClient::connect(address, &requests);
                 client.send();
                 clients.push(client);
@@ -110,12 +110,12 @@ fn the_worst_clients_at_the_limit_fit_into_the_memory_of_a_container() {
             ),
         ] {
             let [small, large] = [16, 64].map(|mib| {
-                let house = fill(release, mib, &requests);
-                let Filled { limit, each, peak } = house;
+                let filled = fill(release, mib, &requests);
+                let Filled { limit, each, peak } = filled;
                 println!(
                     "image {release}, {mib} MiB, {limit} clients, {kind}: {each} bytes each, {peak} bytes at the peak"
                 );
-                house
+                filled
             });
             // What the service assumes for each connection.
             let bound = (48 << 20) / (large.limit - small.limit);
@@ -147,7 +147,10 @@ fn fill(release: usize, mib: usize, requests: &str) -> Filled {
     // Those beyond the limit take turns in the reserve.
     let connect_all = || silent_clients(address, limit + 2 * RESERVE, requests);
     let (clients, clients_peak) = memory.peak_during(connect_all);
-    assert!(open_connections(address) >= limit, "the house is not full");
+    assert!(
+        open_connections(address) >= limit,
+        "the limit is not reached"
+    );
     // Docker's own process that starts a probe counts, too.
     let probe = || {
         docker(&format!("exec {container} /timber healthcheck"));
@@ -256,7 +259,7 @@ fn next_health_checks(container: &Container, mut meanwhile: impl FnMut()) -> Val
         meanwhile();
         let report = report();
         let new = starts(&report).into_iter().filter(|start| *start > last);
-        // The first may have begun before the house was full.
+        // The first may have begun before the limit was reached.
         (new.count() > 3).then_some(report)
     })
 }
