@@ -274,3 +274,21 @@ pub fn limit_by_open_files(config: &Config, open_files: usize) -> Result<usize, 
     }
     Ok(configured.min(open_files - reserved))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Context;
+
+    #[tokio::test]
+    async fn limit_is_low_at_first_and_raised_once() {
+        for (configured, first, last) in [(10_000, 16, 130), (4, 4, 4)] {
+            let mut config = Config::default();
+            config.max_connections = configured;
+            let admission = &Context::for_test(config).admission;
+            assert_eq!(admission.permits.available_permits(), first);
+            admission.raise(last);
+            assert_eq!(admission.permits.available_permits(), last);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The workers: how connections are spread over them, and a worker that cannot start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use super::process::*;
 use super::*;
@@ -54,6 +55,41 @@ fn check_spread(workers: usize, count: usize) {
             "run {run}, {arrival:?}, {count} connections: {spread:?}"
         );
     }
+}
+
+#[test]
+fn new_connection_wakes_one_worker() {
+    let service = Timber::start(&["--no-access-log", "--workers", "8"]);
+    service.wait_for_event("SIGTERM"); // the last entry of the start
+    thread::sleep(Duration::from_millis(300)); // until all workers wait
+    let before = waits_of_workers(&service);
+    assert_eq!(before.len(), 8, "{before:?}");
+    let mut client = service.connect();
+    ask(&mut client);
+    thread::sleep(Duration::from_millis(100)); // until it waits again
+    let after = waits_of_workers(&service);
+    let woken: Vec<_> = after
+        .iter()
+        .filter(|(thread, waits)| before[*thread] != **waits)
+        .collect();
+    assert_eq!(woken.len(), 1, "{woken:?}");
+}
+
+/// Returns how often each worker has waited: the main thread, and those called worker-N.
+fn waits_of_workers(service: &Timber) -> BTreeMap<String, u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", service.child.id())).unwrap();
+    tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .filter_map(|status| {
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap().trim().to_owned()
+            };
+            let thread = field("Name:");
+            let is_worker = thread == "timber" || thread.starts_with("worker-");
+            is_worker.then(|| (thread, field("voluntary_ctxt_switches:").parse().unwrap()))
+        })
+        .collect()
 }
 
 /// Sends a request. Reads the response at once, because [`Response::read`] reads byte by byte.
