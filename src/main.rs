@@ -113,7 +113,7 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         Timers::of(supervisor.handle().clone()),
     );
     if limit < wanted {
-        // Without a free descriptor, accept would fail. With a limit, clients wait in the backlog.
+        // Without a free descriptor, accept would fail. At the limit, clients get a response.
         let message = format!("Limiting connections to {limit}: file-descriptor limit");
         context.log.warning(&message);
     }

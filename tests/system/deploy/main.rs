@@ -315,7 +315,7 @@ fn ingress_publishes_the_api_only() {
     assert_eq!(paths, expected);
 }
 
-/// At the connection limit the probes get no connection until the idle timeout closes others.
+/// Clients can fill even the reserve for probes. By then the idle timeout has closed some of them.
 #[test]
 #[ignore = "needs kubectl"]
 fn pod_at_the_connection_limit_is_not_restarted() {
