@@ -12,7 +12,7 @@ use tokio::{task, time};
 use crate::{
     contents,
     engine::Engine,
-    output, progress,
+    official, output, progress,
     results::{Figure, Image, Results, Settings, Size, Spread},
     signals::Signals,
     subject::Subject,
@@ -97,6 +97,7 @@ async fn measure(
 ) -> Result<Results> {
     let begun = Timestamp::now();
     if arguments.images.is_empty() {
+        official::replace_stand_ins(&engine.docker, &tutorial::IMAGES).await?;
         tutorial::build_missing(&engine.docker, arguments.rebuild).await?;
     }
     let mut comparison = Comparison {

@@ -9,6 +9,7 @@ mod engine;
 mod figures;
 mod host;
 mod limits;
+mod official;
 mod output;
 mod progress;
 mod report;

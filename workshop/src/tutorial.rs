@@ -126,7 +126,7 @@ pub async fn stand_ins(
 }
 
 /// Returns `image` as a stand-in if its label says that it is one.
-fn stand_in(image: &str, inspected: &ImageInspect) -> Option<StandIn> {
+pub fn stand_in(image: &str, inspected: &ImageInspect) -> Option<StandIn> {
     let config = inspected.config.as_ref()?;
     let labels: &HashMap<_, _> = config.labels.as_ref()?;
     let label = |name| labels.get(name).map(String::as_str);
@@ -146,7 +146,7 @@ impl TutorialImage {
     ///
     /// # Errors
     /// The Dockerfile cannot be read.
-    fn base_images(&self) -> Result<BTreeSet<String>> {
+    pub fn base_images(&self) -> Result<BTreeSet<String>> {
         let file = ROOT.join(self.context).join(self.dockerfile);
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
