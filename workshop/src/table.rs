@@ -251,11 +251,26 @@ pub fn notes(
         if let Some(failure) = &image.failure {
             line(format!("{label}: FAILED: {}", escape(failure)));
         }
-        for note in image.all_notes() {
-            line(format!("{label}: {}", escape(&note)));
-        }
+    }
+    for (note, labels) in notes_of_images(results) {
+        let labels: Vec<_> = labels.into_iter().map(escape).collect();
+        line(format!("{}: {}", labels.join(", "), escape(&note)));
     }
     lines
+}
+
+/// Returns each note once, with the labels of the images that have it.
+fn notes_of_images(results: &Results) -> Vec<(String, Vec<&str>)> {
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    for image in &results.images {
+        for note in image.all_notes() {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, labels)) => labels.push(&image.label),
+                None => notes.push((note, vec![&image.label])),
+            }
+        }
+    }
+    notes
 }
 
 /// Replaces control characters, because text from an image must not control the terminal.

@@ -67,7 +67,7 @@ const fn image(
     }
 }
 
-const HUG_NOTE: &str = "built on python:3.11, because hug does not start on the tutorial's python:3: \
+const HUG_NOTE: &str = "with Python 3.11, because hug does not start on the tutorial's python:3: \
                         hug 2.4.0 works up to Python 3.6, 2.6.1 up to 3.11 (both tested)";
 
 /// Marks an image that stands in for an official one. Images built on it inherit the label.
