@@ -20,16 +20,19 @@ pub const PAGE: [Titled; 8] = [
     MEMORY,
     STOP,
     START,
-    ("process", "Process to first response"),
+    PROCESS,
 ];
 /// Charts of the slide, which has room for six.
 pub const SLIDE: [Titled; 6] = [PULL, UNPACKED, FILES, MEMORY, START, STOP];
+/// Charts of a slide with many images, whose charts are higher.
+pub const CROWDED_SLIDE: [Titled; 4] = [UNPACKED, FILES, MEMORY, PROCESS];
 
 const PULL: Titled = ("pull", "Pulled size");
 const UNPACKED: Titled = ("unpacked", "Unpacked size");
 const FILES: Titled = ("files", "Files");
 const MEMORY: Titled = ("memory", "Idle memory");
 const START: Titled = ("start", "Create to first response");
+const PROCESS: Titled = ("process", "Process to first response");
 const STOP: Titled = ("stop", "Time to stop");
 
 /// Number of colors with their patterns. The ninth image has the first one again.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::{task, time};
 
 use crate::{
-    contents,
+    build, contents,
     engine::Engine,
     official, output, progress,
     results::{Figure, Image, Results, Settings, Size, Spread},
@@ -18,7 +18,7 @@ use crate::{
     subject::Subject,
     table,
     trial::{Run, SETTLE, Trial, WARM_UP, Worked},
-    tutorial,
+    tutorial::{self, TutorialImage},
 };
 
 #[derive(Args)]
@@ -32,12 +32,16 @@ pub struct Arguments {
     #[arg(value_name = "IMAGE")]
     images: Vec<Subject>,
 
+    /// Compare the steps of docs/from-1-gb-to-nothing.md with timber-tutorial:1, :2 and :3
+    #[arg(long, conflicts_with = "images")]
+    ladder: bool,
+
     /// Number of starts and stops of each image
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
     runs: u32,
 
-    /// Duration of the load on each image
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
+    /// Duration of the load on each image. 0: no load [default: 10, or 0 with --ladder]
+    #[arg(long, value_name = "SECONDS", hide_default_value = true, default_value_t = 10, default_value_if("ladder", "true", "0"), value_parser = value_parser!(u32).range(0..=3600))]
     load: u32,
 
     /// Number of connections under load. Each has one request in flight
@@ -56,15 +60,26 @@ pub struct Arguments {
     output: output::Options,
 }
 
+impl Arguments {
+    /// Returns the images to build if they are missing.
+    fn tutorial_images(&self) -> &'static [TutorialImage] {
+        match self {
+            Arguments { ladder: true, .. } => &tutorial::LADDER,
+            Arguments { images, .. } if images.is_empty() => &tutorial::IMAGES,
+            _ => &[],
+        }
+    }
+}
+
 /// Returns exit code 0, or 1 if an image failed or a figure exceeds its limit.
 ///
 /// # Errors
 /// Nothing can be measured, such as without an engine.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
     let subjects = if arguments.images.is_empty() {
-        tutorial::IMAGES
-            .iter()
-            .map(|image| image.name.parse())
+        let images = arguments.tutorial_images().iter();
+        images
+            .map(|image| format!("{}={}", image.name, image.label()).parse())
             .collect::<Result<_>>()?
     } else {
         arguments.images.clone()
@@ -96,10 +111,9 @@ async fn measure(
     subjects: Vec<Subject>,
 ) -> Result<Results> {
     let begun = Timestamp::now();
-    if arguments.images.is_empty() {
-        official::replace_stand_ins(&engine.docker, &tutorial::IMAGES).await?;
-        tutorial::build_missing(&engine.docker, arguments.rebuild).await?;
-    }
+    let images = arguments.tutorial_images();
+    official::replace_stand_ins(&engine.docker, images).await?;
+    build::build_missing(&engine.docker, images, arguments.rebuild).await?;
     let mut comparison = Comparison {
         engine,
         arguments,
@@ -270,12 +284,14 @@ impl Comparison<'_> {
     }
 
     async fn work(&mut self) {
-        let each = u64::from(self.arguments.load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1;
-        let bar = progress::bar(
-            "memory and load",
-            each * self.rows.len() as u64,
-            "{pos} of {len} s",
-        );
+        let (each, what) = match self.arguments.load {
+            0 => (SETTLE.as_secs() + 1, "memory"),
+            load => (
+                u64::from(load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1,
+                "memory and load",
+            ),
+        };
+        let bar = progress::bar(what, each * self.rows.len() as u64, "{pos} of {len} s");
         for (row, end) in self.rows.iter_mut().zip(1..) {
             progress::say(&bar, &row.subject.label);
             if row.image.failure.is_none() {

@@ -1,7 +1,7 @@
 //! The list of all figures: name, meaning, unit, and place in the results. Every output uses it.
 
 use crate::{
-    results::{Figure, Image, InUse, Packages, Spread},
+    results::{Figure, Image, InUse, Packages, Results, Spread},
     units::{Unit, number},
 };
 
@@ -56,11 +56,11 @@ pub enum Range {
 const CHANCE: f64 = 1.0 / 3.0;
 
 /// Returns the note about figures that were measured once.
-pub fn once(runs: u32) -> String {
-    let which = if runs == 1 {
-        "All figures but sizes and contents"
-    } else {
-        "Memory and load"
+pub fn once(results: &Results) -> String {
+    let which = match results.settings.runs {
+        1 => "All figures but sizes and contents",
+        _ if results.has_load() => "Memory and load",
+        _ => "Memory",
     };
     format!("{which}: measured once, so differences below a factor of two may be chance.")
 }
@@ -310,6 +310,13 @@ pub const ROWS: &[Row] = &[
         |i| measured(&i.work.generator_cpus),
     ),
 ];
+
+/// Returns the rows of a comparison: without those about the load if there was none.
+pub fn rows(results: &Results) -> impl Iterator<Item = &'static Row> {
+    let needs_load = |row: &Row| row.group == LOAD || row.key.starts_with("loaded");
+    let has_load = results.has_load();
+    ROWS.iter().filter(move |row| has_load || !needs_load(row))
+}
 
 /// Finds a row by its key.
 pub fn row_of(key: &str) -> Option<&'static Row> {

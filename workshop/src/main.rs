@@ -1,10 +1,12 @@
 //! The presenter's tool. See `cargo workshop --help`.
 
 mod baseline;
+mod build;
 mod chart;
 mod client;
 mod compare;
 mod contents;
+mod context;
 mod engine;
 mod figures;
 mod host;
@@ -17,6 +19,7 @@ mod results;
 mod signals;
 mod slide;
 mod subject;
+mod summary;
 mod table;
 mod trial;
 mod tutorial;

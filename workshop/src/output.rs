@@ -14,7 +14,7 @@ use crate::{
     limits::{self, Limit},
     report,
     results::Results,
-    slide, table,
+    slide, summary, table,
 };
 
 /// Arguments of `cargo workshop show`.
@@ -30,9 +30,10 @@ pub struct Arguments {
 /// Options of all commands that print results.
 #[derive(Args)]
 pub struct Options {
-    /// Format of the output. json is the format of the results file
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
+    /// Format of the output. json is the format of the results file [default: table, or summary for
+    /// more than 5 images]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
 
     /// Directory for results.json, report.html, report.svg and report.png [default: comparison for
     /// `compare`, none for `show`]
@@ -55,7 +56,10 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
+    /// All figures, with one column for each image
     Table,
+    /// The most important figures, with one line for each image, as a Markdown table
+    Summary,
     Json,
     Csv,
     Markdown,
@@ -133,8 +137,11 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
     let before = baseline.as_ref().ok().and_then(Option::as_ref);
     // Errors are returned at the end, so that no result is lost.
     let files = directory.map_or(Ok(()), |directory| write_files(results, before, directory));
-    print(&match options.format {
+    let many = results.images.len() > summary::MANY;
+    let default = if many { Format::Summary } else { Format::Table };
+    print(&match options.format.unwrap_or(default) {
         Format::Table => table::text(results, before, table::Look::of_stdout()),
+        Format::Summary => summary::markdown(results, before),
         Format::Json => serde_json::to_string_pretty(results)? + "\n",
         Format::Csv => table::csv(results, before)?,
         Format::Markdown => table::markdown(results, before),

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     baseline, chart,
-    figures::{ROWS, Reading, Row, once, row_of},
+    figures::{Reading, Row, once, row_of, rows},
     results::{DATE, Figure, Image, Results},
     table::unbreakable,
     units::{Unit, number},
@@ -74,7 +74,7 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
             stand_ins => results.stand_in_legend(),
             images => Serde(results.images.iter().map(Described::from).collect::<Vec<_>>()),
             legend => baseline.map(baseline::legend),
-            once => once(results.settings.runs),
+            once => once(results),
             results => Serde(results),
             facts => Serde(facts(results)),
             file => serde_json::to_string_pretty(results)?,
@@ -118,7 +118,7 @@ fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
             cells,
         }
     };
-    ROWS.iter().map(line).collect()
+    rows(results).map(line).collect()
 }
 
 fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cell {

@@ -36,7 +36,7 @@ pub struct Results {
 pub struct Settings {
     /// Number of starts and stops of each image.
     pub runs: u32,
-    /// Duration of the load on each image, after the warm-up.
+    /// Duration of the load on each image, after the warm-up. Zero: no load.
     pub load_seconds: f64,
     /// Number of connections of the load. Each waits for its response before it sends the next
     /// request.
@@ -218,6 +218,10 @@ impl Results {
 }
 
 impl Results {
+    pub fn has_load(&self) -> bool {
+        self.settings.load_seconds > 0.0
+    }
+
     /// Returns what [`Image::marked_label`] means, if an image was built with a stand-in.
     pub fn stand_in_legend(&self) -> Option<String> {
         let stand_ins = self.images.iter().flat_map(|image| &image.stand_ins);
@@ -252,8 +256,9 @@ impl Image {
 
     /// Returns an image without any figure.
     pub fn unmeasured(name: &str, label: &str) -> Self {
+        const TOO_EARLY: &str = "the image failed before this measurement";
         fn none<T>() -> Figure<T> {
-            Figure::NotAvailable("the image failed before this measurement".to_owned())
+            Figure::NotAvailable(TOO_EARLY.to_owned())
         }
         Image {
             name: name.to_owned(),
@@ -288,16 +293,24 @@ impl Image {
                 idle: none(),
                 loaded: none(),
             },
-            work: Work {
-                requests_per_second: none(),
-                p50_seconds: none(),
-                p99_seconds: none(),
-                requests: none(),
-                errors: none(),
-                cpu_seconds_per_request: none(),
-                generator_cpus: none(),
-                generator_was_the_bottleneck: None,
-            },
+            work: Work::unmeasured(TOO_EARLY),
+        }
+    }
+}
+
+impl Work {
+    /// Returns a load without any figure.
+    pub fn unmeasured(reason: &str) -> Self {
+        let none = || Figure::NotAvailable(reason.to_owned());
+        Work {
+            requests_per_second: none(),
+            p50_seconds: none(),
+            p99_seconds: none(),
+            requests: Figure::NotAvailable(reason.to_owned()),
+            errors: Figure::NotAvailable(reason.to_owned()),
+            cpu_seconds_per_request: none(),
+            generator_cpus: none(),
+            generator_was_the_bottleneck: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     chart::{self, Bar, Chart},
     report::{facts, render},
     results::Results,
+    summary,
     units::number,
 };
 
@@ -22,11 +23,17 @@ const SLIDE: &str = include_str!("report.svg");
 ///
 /// The template is invalid.
 pub fn svg(results: &Results) -> Result<String> {
-    let charts = chart::charts(results, &chart::SLIDE);
+    let titled = if results.images.len() > summary::MANY {
+        &chart::CROWDED_SLIDE[..]
+    } else {
+        &chart::SLIDE
+    };
+    let charts = chart::charts(results, titled);
+    let height = Panel::TOTAL_HEIGHT / number(titled.len().div_ceil(2) as u64);
     let panels: Vec<_> = charts
         .iter()
         .enumerate()
-        .map(|(index, chart)| Panel::new(index, chart))
+        .map(|(index, chart)| Panel::new(index, height, chart))
         .collect();
     let facts = facts(results);
     render(
@@ -134,14 +141,17 @@ struct Strip {
 
 impl Panel {
     const WIDTH: f64 = 900.0;
-    const HEIGHT: f64 = 262.0;
+    /// Height of all panels in a column, with the gaps between them.
+    const TOTAL_HEIGHT: f64 = 834.0;
+    const GAP: f64 = 16.0;
     const LABELS: f64 = 310.0;
     const TRACK: f64 = 300.0;
 
-    fn new(index: usize, chart: &Chart) -> Self {
+    /// Returns the panel at an index. `height` includes the gap below the panel.
+    fn new(index: usize, height: f64, chart: &Chart) -> Self {
         let place = |index: usize| number(index as u64);
         let (column, line) = (place(index % 2), place(index / 2));
-        let pitch = ((Self::HEIGHT - 62.0) / place(chart.bars.len())).min(56.0);
+        let pitch = ((height - Self::GAP - 62.0) / place(chart.bars.len())).min(56.0);
         let thickness = pitch * 0.66;
         let letters = (pitch * 0.56).clamp(9.0, 24.0);
         // Long names have smaller letters.
@@ -185,7 +195,7 @@ impl Panel {
         };
         Panel {
             x: 40.0 + column * (Self::WIDTH + 40.0),
-            y: 118.0 + line * (Self::HEIGHT + 16.0),
+            y: 118.0 + line * height,
             title: chart.title,
             meaning: chart.meaning,
             letters,

@@ -11,7 +11,7 @@ use console::Term;
 
 use crate::{
     baseline,
-    figures::{ROWS, Range, Reading, Row, once},
+    figures::{Range, Reading, Row, once, rows},
     progress::width,
     results::{Figure, Image, Results},
 };
@@ -45,7 +45,7 @@ impl Look {
 
 /// Reasons to which cells refer by number.
 #[derive(Default)]
-struct Footnotes(Vec<String>);
+pub struct Footnotes(Vec<String>);
 
 impl Footnotes {
     fn number(&mut self, text: &str) -> usize {
@@ -67,7 +67,7 @@ pub fn text(results: &Results, baseline: Option<&Results>, look: Look) -> String
     // Divided evenly.
     let tables = results.images.len().div_ceil(per_table).max(1);
     let per_table = results.images.len().div_ceil(tables).max(1);
-    let best: Vec<_> = ROWS.iter().map(|row| row.best(&results.images)).collect();
+    let best: Vec<_> = rows(results).map(|row| row.best(&results.images)).collect();
     for first in (0..results.images.len()).step_by(per_table) {
         let last = results.images.len().min(first.saturating_add(per_table));
         let table = of_images(results, first..last, baseline, &best, look, &mut footnotes);
@@ -151,7 +151,7 @@ fn of_images(
         })),
     );
     let mut group = "";
-    for (row, best) in ROWS.iter().zip(best) {
+    for (row, best) in rows(results).zip(best) {
         if row.group != group {
             group = row.group;
             table.add_row([Cell::new(group).add_attribute(Attribute::Bold)]);
@@ -178,7 +178,12 @@ fn of_images(
 
 /// Returns a figure with the change since the baseline, or a reference to the reason why it is not
 /// available.
-fn cell(row: &Row, image: &Image, baseline: Option<&Results>, footnotes: &mut Footnotes) -> String {
+pub fn cell(
+    row: &Row,
+    image: &Image,
+    baseline: Option<&Results>,
+    footnotes: &mut Footnotes,
+) -> String {
     match (row.of)(image) {
         Figure::NotAvailable(reason) => format!("n/a\u{a0}[{}]", footnotes.number(&reason)),
         Figure::Value(reading) => {
@@ -217,7 +222,7 @@ pub fn unbreakable(figure: &str) -> String {
 }
 
 /// Returns the lines below the table.
-fn notes(
+pub fn notes(
     results: &Results,
     baseline: Option<&Results>,
     footnotes: &Footnotes,
@@ -231,7 +236,7 @@ fn notes(
             "Medians of {runs} runs, with the lowest and the highest value in brackets."
         ));
     }
-    line(once(runs));
+    line(once(results));
     if let Some(legend) = results.stand_in_legend() {
         line(escape(&legend));
     }
@@ -246,11 +251,26 @@ fn notes(
         if let Some(failure) = &image.failure {
             line(format!("{label}: FAILED: {}", escape(failure)));
         }
-        for note in image.all_notes() {
-            line(format!("{label}: {}", escape(&note)));
-        }
+    }
+    for (note, labels) in notes_of_images(results) {
+        let labels: Vec<_> = labels.into_iter().map(escape).collect();
+        line(format!("{}: {}", labels.join(", "), escape(&note)));
     }
     lines
+}
+
+/// Returns each note once, with the labels of the images that have it.
+fn notes_of_images(results: &Results) -> Vec<(String, Vec<&str>)> {
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    for image in &results.images {
+        for note in image.all_notes() {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, labels)) => labels.push(&image.label),
+                None => notes.push((note, vec![&image.label])),
+            }
+        }
+    }
+    notes
 }
 
 /// Replaces control characters, because text from an image must not control the terminal.
@@ -274,7 +294,7 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
     text += "\n|---|";
     text += &"---:|".repeat(results.images.len());
     text.push('\n');
-    for row in ROWS {
+    for row in rows(results) {
         _ = write!(text, "| {}: {} |", row.group, row.title);
         for image in &results.images {
             let cell = cell(row, image, baseline, &mut footnotes).replace('\u{a0}', " ");
@@ -290,7 +310,7 @@ pub fn markdown(results: &Results, baseline: Option<&Results>) -> String {
 }
 
 /// Escapes markup and the separators of cells.
-fn escape_markdown(text: &str) -> String {
+pub fn escape_markdown(text: &str) -> String {
     let mut escaped = String::new();
     for c in clean(text).chars() {
         if matches!(
@@ -328,7 +348,7 @@ pub fn csv(results: &Results, baseline: Option<&Results>) -> Result<String> {
         let before = baseline.and_then(|baseline| baseline::same_image(baseline, image));
         let stand_ins: Vec<_> = image.stand_ins.iter().map(|found| &*found.image).collect();
         let stand_ins = stand_ins.join(" ");
-        for row in ROWS {
+        for row in rows(results) {
             let [value, lowest, highest, reason] = fields(&(row.of)(image));
             let mut line = vec![
                 &image.name,

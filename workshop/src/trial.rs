@@ -20,6 +20,9 @@ pub const WARM_UP: Duration = Duration::from_secs(2);
 /// freed by then.
 pub const SETTLE: Duration = Duration::from_secs(1);
 
+/// Why there are no figures of the load.
+const NO_LOAD: &str = "measured without a load";
+
 pub struct Trial<'a> {
     pub engine: &'a Engine,
     pub subject: &'a Subject,
@@ -64,12 +67,23 @@ impl Trial<'_> {
         run
     }
 
+    /// Measures memory, and if `duration` is not zero also a load.
     pub async fn work(&self, connections: u32, duration: Duration) -> Result<Worked> {
         let container = self.create().await?;
         let worked = async {
             self.ready(&container).await?;
             time::sleep(SETTLE).await;
             let idle = self.engine.usage(&container).await?;
+            if duration.is_zero() {
+                return Ok(Worked {
+                    memory: Memory {
+                        idle: idle.memory,
+                        loaded: Figure::NotAvailable(NO_LOAD.to_owned()),
+                    },
+                    work: Work::unmeasured(NO_LOAD),
+                    note: idle.memory_note,
+                });
+            }
             let service = Service::new(container.port, &self.subject.path);
             self.under_load(&container, service.load(connections, WARM_UP))
                 .await?;

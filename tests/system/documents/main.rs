@@ -25,7 +25,10 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// Documents whose commands this file types.
 const TYPED_HERE: [&str; 3] = ["README.md", "docs/tutorial.md", "docs/why-scratch.md"];
 /// Documents whose commands another test types.
-const TYPED_ELSEWHERE: [&str; 1] = ["docs/cluster.md"]; // swarm/document.rs
+const TYPED_ELSEWHERE: [&str; 2] = [
+    "docs/cluster.md",              // swarm/document.rs
+    "docs/from-1-gb-to-nothing.md", // workshop/tests/ladder.rs
+];
 
 /// Commands that no test types as printed: document, start of the command, reason.
 const NOT_TYPED: &[(&str, &str, &str)] = &[
@@ -81,6 +84,11 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
         "docs/workshop.md",
         "cargo workshop compare",
         "takes ten minutes; workshop/tests/compare.rs runs it on smaller images",
+    ),
+    (
+        "docs/from-1-gb-to-nothing.md",
+        "cargo workshop compare",
+        "takes twenty minutes; workshop/tests/ladder.rs runs it with one start of each image",
     ),
     ("docs/workshop.md", "docker pull", "needs an image registry"),
     (

@@ -163,6 +163,57 @@ fn the_readme_has_the_figures_of_its_picture() {
 }
 
 #[test]
+fn more_than_five_images_have_one_line_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = changed(directory.path(), |results| {
+        let images = results["images"].as_array_mut().unwrap();
+        images.extend_from_within(1..3);
+        assert_eq!(images.len(), 6);
+    });
+    let text = stdout(&show(&file, &[]));
+    assert_eq!(
+        text,
+        stdout(&show(&file, &["--format", "summary"])),
+        "the default"
+    );
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
+    assert_eq!(rows.len(), 8, "{text}");
+    for row in &rows {
+        assert_eq!(row.chars().count(), rows[0].chars().count(), "{text}");
+    }
+    assert!(rows[0].contains(" Size: pulled "), "{text}");
+    assert!(rows[4].starts_with("| timber-tutorial:2 † "), "{text}");
+    assert!(
+        text.contains(&format!("- [2] not available: {REASON}")),
+        "{text}"
+    );
+    let table = stdout(&show(&file, &["--format", "table"]));
+    assert!(table.contains("CPU per request"), "{table}");
+}
+
+#[test]
+fn without_a_load_its_figures_are_omitted() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = changed(directory.path(), |results| {
+        results["settings"]["load_seconds"] = 0.0.into();
+    });
+    let directory = directory.path().to_str().unwrap();
+    let shown = |format| stdout(&show(&file, &["--format", format, "--output", directory]));
+    let [table, markdown, csv] = ["table", "markdown", "csv"].map(shown);
+    let page = fs::read_to_string(format!("{directory}/report.html")).unwrap();
+    // The page ends with the results file.
+    let page = page.split("results.json, with all").next().unwrap();
+    for text in [&table, &markdown, page] {
+        assert!(text.contains("idle, anonymous"), "{text}");
+        assert!(!text.contains("CPU per request"), "{text}");
+        assert!(!text.contains("after, anonymous"), "{text}");
+    }
+    assert!(csv.contains(",memory,") && !csv.contains(",cpu,"), "{csv}");
+    assert!(table.contains("Memory: measured once"), "{table}");
+    assert!(page.contains("without a load"), "{page}");
+}
+
+#[test]
 fn markdown_escapes_names() {
     let directory = tempfile::tempdir().unwrap();
     let file = changed(directory.path(), |results| {
