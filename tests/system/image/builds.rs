@@ -4,7 +4,15 @@ use auditable_info::{Limits, audit_info_from_file};
 
 use super::*;
 
-pub const DOCKERFILES: [(usize, &str); 2] = [(1, "Dockerfile"), (2, "Dockerfile.musl")];
+pub const DOCKERFILES: [(usize, &str); 3] = [
+    (1, "Dockerfile"),
+    (2, "Dockerfile.musl"),
+    (3, "Dockerfile.build-std"),
+];
+/// The third Dockerfile uses nothing of the builder that the second does not, and takes longer.
+const DOCKERFILES_FOR_ALL_BUILDERS: [(usize, &str); 2] = [DOCKERFILES[0], DOCKERFILES[1]];
+/// `.ci/release` builds these.
+const RELEASED: [usize; 2] = [1, 2];
 
 #[test]
 fn dockerfiles_fit_on_a_slide() {
@@ -67,7 +75,7 @@ fn a_binary_that_is_not_static_fails_the_build() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn an_edit_of_the_source_downloads_nothing_and_reaches_the_image() {
-    for (release, dockerfile) in DOCKERFILES {
+    for (release, dockerfile) in DOCKERFILES_FOR_ALL_BUILDERS {
         let context = context();
         let image = Image::new(&format!("edited-{release}"));
         // The classic builder reuses a layer whatever its network, BuildKit does not. Without a network, only a
@@ -110,7 +118,7 @@ fn buildkit_builds_the_same_images() {
     } else {
         "/usr/bin/docker"
     };
-    for (release, dockerfile) in DOCKERFILES {
+    for (release, dockerfile) in DOCKERFILES_FOR_ALL_BUILDERS {
         let image = Image::new(&format!("buildkit-{release}"));
         let line = format!(
             "{client} build --progress plain -f {dockerfile} -t {} .",
@@ -128,7 +136,7 @@ fn buildkit_builds_the_same_images() {
 #[test]
 #[ignore = "needs Docker Engine and buildah"]
 fn buildah_builds_the_same_images() {
-    for (release, dockerfile) in DOCKERFILES {
+    for (release, dockerfile) in DOCKERFILES_FOR_ALL_BUILDERS {
         let image = Image::new(&format!("buildah-{release}"));
         build(
             &format!(
@@ -149,16 +157,16 @@ fn buildah_builds_the_same_images() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_second_build_makes_the_same_layer() {
-    let first = image(2); // before the second, whose layers it could reuse
-    let context = context();
-    let second = Image::new("second");
-    let line = format!(
-        "docker build --no-cache -f Dockerfile.musl -t {} .",
-        second.0
-    );
-    build(&line, &context);
-    let [first, second] = [&first, &second.0].map(|name| inspect(name, "RootFS")["Layers"].take());
-    assert_eq!(first, second);
+    for (release, dockerfile) in &DOCKERFILES[1..] {
+        let first = image(*release); // before the second, whose layers it could reuse
+        let context = context();
+        let second = Image::new(&format!("second-{release}"));
+        let line = format!("docker build --no-cache -f {dockerfile} -t {} .", second.0);
+        build(&line, &context);
+        let [first, second] =
+            [&first, &second.0].map(|name| inspect(name, "RootFS")["Layers"].take());
+        assert_eq!(first, second, "{dockerfile}");
+    }
 }
 
 /// Compares the configuration and the bytes of the binary with those of `docker build`, and sends a request.
@@ -203,7 +211,7 @@ fn assert_same(built: &Image, release: usize) {
 #[ignore = "needs Docker Engine and git"]
 fn a_release_names_its_commit_and_lists_its_crates() {
     let name = format!("timber-test-release-{}", process::id());
-    let images = RELEASES.map(|release| Image(format!("{name}:{release}")));
+    let images = RELEASED.map(|release| Image(format!("{name}:{release}")));
     let source = "https://timber.test/src";
     build(&format!(".ci/release {name} {source}"), ROOT);
     let revision = run("git rev-parse HEAD").trim().to_owned();

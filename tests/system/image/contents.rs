@@ -2,12 +2,12 @@
 
 use super::*;
 
-/// Maximum size of image 2 in bytes, built with the official toolchain.
-const BUDGET: u64 = 890_000;
+/// Maximum sizes of images 2 and 3 in bytes, built with the official toolchain.
+const BUDGETS: [(usize, u64); 2] = [(2, 890_000), (3, 655_000)];
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn both_images_have_the_same_configuration() {
+fn all_images_have_the_same_configuration() {
     let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
     for release in RELEASES {
         let config = inspect(&image(release), "Config");
@@ -52,10 +52,16 @@ fn both_images_have_the_same_configuration() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn image_2_is_one_static_file() {
+fn images_2_and_3_are_one_static_file() {
+    for release in [2, 3] {
+        assert_one_static_file(&image(release));
+    }
+}
+
+fn assert_one_static_file(image: &str) {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
-    docker(&format!("save -o {at}/image.tar {}", image(2)));
+    docker(&format!("save -o {at}/image.tar {image}"));
     run(&format!("tar -xf {at}/image.tar -C {at}"));
     let manifest: Value =
         serde_json::from_slice(&fs::read(dir.path().join("manifest.json")).unwrap()).unwrap();
@@ -69,7 +75,7 @@ fn image_2_is_one_static_file() {
         .collect();
     assert_eq!(files, "timber\n");
 
-    let file = copy_out(&image(2), dir.path());
+    let file = copy_out(image, dir.path());
     assert_static(&file);
     let machine = |file: &Path| fs::read(file).unwrap()[18..20].to_vec();
     assert_eq!(
@@ -81,15 +87,17 @@ fn image_2_is_one_static_file() {
 
 #[test]
 #[ignore = "needs Docker Engine, and the musl target to explain a failure"]
-fn image_2_is_within_its_budget() {
+fn images_2_and_3_are_within_their_budgets() {
     assert_official_toolchain();
-    let size = inspect(&image(2), "Size").as_u64().unwrap();
-    println!("image 2: {size} bytes, at most {BUDGET}");
-    assert!(
-        size <= BUDGET,
-        "image 2 has {size} bytes: expected at most {BUDGET}. The largest crates:\n{}",
-        contributors(&MUSL_BINARY)
-    );
+    for (release, budget) in BUDGETS {
+        let size = inspect(&image(release), "Size").as_u64().unwrap();
+        println!("image {release}: {size} bytes, at most {budget}");
+        assert!(
+            size <= budget,
+            "image {release} has {size} bytes: expected at most {budget}. The largest crates of image 2:\n{}",
+            contributors(&MUSL_BINARY)
+        );
+    }
 }
 
 #[test]

@@ -19,14 +19,15 @@ use crate::support::{Response, TEST_TIMEOUT, connect, exchange, get};
 /// The directory of the service's package.
 pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// The two commands of the README.
-const BUILDS: [&str; 2] = [
+/// The commands at the top of the Dockerfiles.
+const BUILDS: [&str; 3] = [
     "docker build -t timber-tutorial:1 .",
     "docker build -f Dockerfile.musl -t timber-tutorial:2 .",
+    "docker build -f Dockerfile.build-std -t timber-tutorial:3 .",
 ];
 
-/// The ids of both images, built once from the working tree. Their names may get other images meanwhile.
-static IMAGES: LazyLock<Result<[String; 2], String>> = LazyLock::new(|| {
+/// The ids of the images, built once from the working tree. Their names may get other images meanwhile.
+static IMAGES: LazyLock<Result<[String; 3], String>> = LazyLock::new(|| {
     let engine = output(&mut command("docker version"));
     if !engine.status.success() {
         return Err(format!(
@@ -35,8 +36,12 @@ static IMAGES: LazyLock<Result<[String; 2], String>> = LazyLock::new(|| {
         ));
     }
     thread::scope(|scope| {
-        let [first, second] = BUILDS.map(|line| scope.spawn(move || build_image(line)));
-        Ok([first.join().unwrap()?, second.join().unwrap()?])
+        let [first, second, third] = BUILDS.map(|line| scope.spawn(move || build_image(line)));
+        Ok([
+            first.join().unwrap()?,
+            second.join().unwrap()?,
+            third.join().unwrap()?,
+        ])
     })
 });
 
@@ -92,7 +97,7 @@ pub fn base_image(dockerfile: &str) -> String {
     image.expect("a Dockerfile has FROM").to_owned()
 }
 
-/// Returns the id of image 1 or 2 after both are built.
+/// Returns the id of image 1, 2 or 3 after all are built.
 pub fn image(release: usize) -> String {
     match &*IMAGES {
         Ok(images) => images[release - 1].clone(),
@@ -291,7 +296,12 @@ pub fn context() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let ignore = fs::read_to_string(Path::new(ROOT).join(".dockerignore")).unwrap();
     let admitted = ignore.lines().filter_map(|line| line.strip_prefix('!'));
-    for name in admitted.chain([".dockerignore", "Dockerfile", "Dockerfile.musl"]) {
+    for name in admitted.chain([
+        ".dockerignore",
+        "Dockerfile",
+        "Dockerfile.musl",
+        "Dockerfile.build-std",
+    ]) {
         run(&format!("cp -a --parents {name} {}", dir.path().display()));
     }
     dir
