@@ -1,5 +1,7 @@
 //! Tests of the real process over real sockets.
 
+#[path = "../support/parity.rs"]
+mod parity;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -32,7 +34,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{

@@ -33,23 +33,21 @@ fn the_api_is_served_through_a_published_port() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn docker_reports_the_health_of_the_service() {
-    let served = RELEASES.map(|release| Container::serve(&image(release), "", ""));
+    for release in RELEASES {
+        is_healthy_if_it_serves(&image(release));
+    }
+}
+
+pub fn is_healthy_if_it_serves(image: &str) {
+    let served = Container::serve(image, "", "");
     // The health check uses the PORT of the image and does not know this flag.
-    let lost = RELEASES.map(|release| {
-        Container::serve(
-            &image(release),
-            "--health-interval 1s",
-            "--bind 127.0.0.1:9999",
-        )
-    });
-    for (containers, expected) in [(served, "healthy"), (lost, "unhealthy")] {
-        for container in containers {
-            let health = eventually("the first health checks", || {
-                let health = inspect(&container.0, "State")["Health"].take();
-                (health["Status"] != "starting").then_some(health)
-            });
-            assert_eq!(health["Status"], expected, "{health}");
-        }
+    let lost = Container::serve(image, "--health-interval 1s", "--bind 127.0.0.1:9999");
+    for (container, expected) in [(served, "healthy"), (lost, "unhealthy")] {
+        let health = eventually("the first health checks", || {
+            let health = inspect(&container.0, "State")["Health"].take();
+            (health["Status"] != "starting").then_some(health)
+        });
+        assert_eq!(health["Status"], expected, "{health}");
     }
 }
 
@@ -112,46 +110,50 @@ fn ctrl_c_stops_a_container_in_the_foreground() {
 #[ignore = "needs Docker Engine"]
 fn a_request_in_flight_at_docker_stop_finishes() {
     for release in RELEASES {
-        let container = Container::serve(&image(release), "", "");
-        let mut stream = connect(container.address());
-        let request = get("/index");
-        let (first, second) = request.split_at(20);
-        stream.write_all(first.as_bytes()).unwrap();
-        thread::sleep(Duration::from_millis(200)); // the service reads the first half before the signal
-        thread::scope(|scope| {
-            let stop = scope.spawn(|| docker(&format!("stop {container}")));
-            container.wait_for("Handling signal: term");
-            thread::sleep(Duration::from_millis(500)); // an idle service would have stopped by now
-            let answer = exchange(&mut stream, second);
-            assert_eq!(
-                (answer.status, answer.header("connection")),
-                (200, Some("close"))
-            );
-            stop.join().unwrap();
-        });
-        assert_eq!(container.exit_code(), 0, "{}", container.log());
+        finishes_a_request_in_flight(&image(release));
     }
+}
+
+pub fn finishes_a_request_in_flight(image: &str) {
+    let container = Container::serve(image, "", "");
+    let mut stream = connect(container.address());
+    let request = get("/index");
+    let (first, second) = request.split_at(20);
+    stream.write_all(first.as_bytes()).unwrap();
+    thread::sleep(Duration::from_millis(200)); // the service reads the first half before the signal
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| docker(&format!("stop {container}")));
+        container.wait_for("Handling signal: term");
+        thread::sleep(Duration::from_millis(500)); // an idle service would have stopped by now
+        let answer = exchange(&mut stream, second);
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (200, Some("close"))
+        );
+        stop.join().unwrap();
+    });
+    assert_eq!(container.exit_code(), 0, "{}", container.log());
 }
 
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_hardened_container_serves_and_logs_its_limits() {
     for release in RELEASES {
-        for network in ["bridge", "none"] {
-            let container = Container::serve(
-                &image(release),
-                &format!("{HARDENED} --network {network}"),
-                "",
-            );
-            docker(&format!("exec {container} /timber healthcheck"));
-            let log = container.log();
-            for fact in [
-                "PID 1: SIGTERM handler installed",
-                "User 12345, root file system read-only, memory limit 16384 KiB, CPU limit 0.500",
-                "Using workers: 1",
-            ] {
-                assert!(log.contains(fact), "{fact:?} is missing in {log}");
-            }
+        serves_hardened_and_logs_its_limits(&image(release));
+    }
+}
+
+pub fn serves_hardened_and_logs_its_limits(image: &str) {
+    for network in ["bridge", "none"] {
+        let container = Container::serve(image, &format!("{HARDENED} --network {network}"), "");
+        docker(&format!("exec {container} /timber healthcheck"));
+        let log = container.log();
+        for fact in [
+            "PID 1: SIGTERM handler installed",
+            "User 12345, root file system read-only, memory limit 16384 KiB, CPU limit 0.500",
+            "Using workers: 1",
+        ] {
+            assert!(log.contains(fact), "{fact:?} is missing in {log}");
         }
     }
 }

@@ -2,10 +2,13 @@
 //! `cargo test --manifest-path tests/system/Cargo.toml --test image -- --include-ignored`.
 //! `.ci/install` installs what they need on a Debian host. A test that misses a tool fails and names it.
 
+#[path = "../../support/parity.rs"]
+mod parity;
 #[allow(dead_code, reason = "tests/service uses the rest")]
 #[path = "../../support/mod.rs"]
 mod support;
 
+mod arm64;
 mod builds;
 mod containers;
 mod contents;
@@ -19,6 +22,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
+    sync::LazyLock,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -30,6 +34,6 @@ use docker::{
 };
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};
-use support::{Response, Timber, connect, exchange, get};
+use support::{Response, Timber, connect, exchange, get, is_closed};
 
 const RELEASES: [usize; 3] = [1, 2, 3];
