@@ -48,7 +48,7 @@ pub const LADDER: [TutorialImage; 10] = [
     image("timber-step:3", step!("3-rust"), REPOSITORY),
     image("timber-step:4", step!("4-static"), REPOSITORY),
     image("timber-step:5", step!("5-size"), REPOSITORY),
-    image("timber-step:6", step!("6-relocations"), REPOSITORY),
+    image("timber-step:6", step!("6-linker"), REPOSITORY),
     image("timber-step:7", step!("7-build-std"), REPOSITORY),
     GLIBC,
     MUSL,

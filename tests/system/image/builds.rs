@@ -53,10 +53,11 @@ fn one_version_of_rust_is_tested_and_shipped() {
 #[ignore = "needs Docker Engine"]
 fn a_binary_that_is_not_static_fails_the_build() {
     let context = context();
+    // A RUSTFLAGS in the environment replaces the flags in .cargo/config.toml.
     edit(
-        &context.path().join(".cargo/config.toml"),
-        "+crt-static",
-        "-crt-static",
+        &context.path().join("Dockerfile.musl"),
+        "RUN cargo install",
+        "RUN RUSTFLAGS=-Ctarget-feature=-crt-static cargo install",
     );
     let image = Image::new("dynamic");
     let line = format!(
