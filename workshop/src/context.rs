@@ -7,8 +7,9 @@ use tar::HeaderMode;
 
 use crate::tutorial::{ROOT, TutorialImage};
 
-/// Returns the build context of an image as a tar archive, with its Dockerfile. Owners and times are left out, because the engine's
-/// cache ignores them. So the cache is shared with `docker build`.
+/// Returns the build context of an image as a tar archive, with its Dockerfile. Owners and times
+/// are left out, because the engine's cache ignores them. So the cache is shared with
+/// `docker build`.
 pub fn archive(image: &TutorialImage) -> Result<Vec<u8>> {
     let context = ROOT.join(image.context);
     let mut archive = tar::Builder::new(Vec::new());
