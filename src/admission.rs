@@ -92,9 +92,14 @@ impl Admission {
         self.permits.add_permits(more);
     }
 
-    /// Waits until one more connection may be open, if need be in the reserve.
+    /// Waits until one more connection may be open. Prefers the reserve, because `accept` may wait
+    /// long for a client, and meanwhile a connection of the reserve may need the regular permit.
+    /// [`Admission::admit`] takes a regular permit if one is free.
     pub async fn permit(&'static self) -> Permit {
         loop {
+            if let Ok(permit) = self.reserve.try_acquire() {
+                return Permit::Reserve(permit);
+            }
             if let Ok(permit) = self.permits.try_acquire() {
                 return Permit::Regular(permit);
             }
@@ -114,7 +119,6 @@ impl Admission {
 
     /// Counts an open connection of the worker that has `load`.
     pub fn admit(&'static self, permit: Permit, load: &'static AtomicUsize) -> ConnectionSlot {
-        // A regular permit may have become free while accept waited.
         let permit = match permit {
             Permit::Reserve(reserve) => self
                 .permits
@@ -290,5 +294,19 @@ mod tests {
             admission.raise(last);
             assert_eq!(admission.permits.available_permits(), last);
         }
+    }
+
+    #[tokio::test]
+    async fn no_regular_permit_is_held_while_accept_waits() {
+        static LOAD: AtomicUsize = AtomicUsize::new(0);
+        let mut config = Config::default();
+        config.max_connections = 2;
+        let admission = &Context::for_test(config).admission;
+        let permit = admission.permit().await;
+        assert_eq!(admission.permits.available_permits(), 2);
+        let slot = admission.admit(permit, &LOAD);
+        assert!(!slot.is_reserve());
+        assert_eq!(admission.permits.available_permits(), 1);
+        assert_eq!(admission.reserve.available_permits(), RESERVE);
     }
 }
