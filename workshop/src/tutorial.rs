@@ -72,8 +72,7 @@ const HUG_NOTE: &str = "with Python 3.11, because hug does not start on the tuto
 
 /// Marks an image that stands in for an official one. Images built on it inherit the label.
 const STAND_IN_LABEL: &str = "timber.stand-in";
-/// On a stand-in for the Rust image: `official` if its toolchain is rustup's, `debian` if it is
-/// Debian's.
+/// On a stand-in for the Rust image.
 const RUST_LABEL: &str = "timber.stand-in.rust";
 
 /// The repository. The tool always runs from a checkout, as `cargo workshop`.
@@ -136,8 +135,7 @@ pub fn stand_in(image: &str, inspected: &ImageInspect) -> Option<StandIn> {
     (label(STAND_IN_LABEL) == Some("true")).then(|| StandIn {
         image: image.to_owned(),
         made_from: match label(RUST_LABEL) {
-            Some("official") => "Debian packages and the official Rust toolchain",
-            Some(_) => "Debian packages, Debian's Rust compiler among them",
+            Some(_) => "Debian packages and the official Rust toolchain",
             None => "Debian packages",
         }
         .to_owned(),
@@ -263,14 +261,9 @@ mod tests {
         assert_eq!(made_from(&[]), None);
         assert_eq!(made_from(&[is_stand_in]).unwrap(), "Debian packages");
         assert!(
-            made_from(&[is_stand_in, (RUST_LABEL, "official")])
+            made_from(&[is_stand_in, (RUST_LABEL, "true")])
                 .unwrap()
                 .contains("the official Rust toolchain")
-        );
-        assert!(
-            made_from(&[is_stand_in, (RUST_LABEL, "debian")])
-                .unwrap()
-                .contains("Debian's Rust compiler")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Containers of both images, as users see them.
+//! Containers of the images, as users see them.
 
 use super::*;
 

@@ -56,38 +56,16 @@ static MACHINE: RwLock<()> = RwLock::new(());
 
 /// The binary of image 2 with its symbols, built without Docker.
 pub static MUSL_BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let cargo = env::var(MUSL_CARGO).unwrap_or_else(|_| "cargo".to_owned());
     let (dir, target) = (
         concat!(env!("CARGO_TARGET_TMPDIR"), "/musl"),
         format!("{}-unknown-linux-musl", env::consts::ARCH),
     );
     let line =
-        format!("env CARGO_PROFILE_RELEASE_STRIP=false {cargo} musl {target} --target-dir {dir}");
+        format!("env CARGO_PROFILE_RELEASE_STRIP=false cargo musl {target} --target-dir {dir}");
     try_build(&line, ROOT)
         .unwrap_or_else(|log| panic!("this test needs Rust's {target} target: {log}"));
     [dir, &target, "release", "timber"].iter().collect()
 });
-
-/// Set by `.ci/install` where rustup cannot add the musl target and Debian's compiler provides it.
-const MUSL_CARGO: &str = "MUSL_CARGO";
-
-/// Fails on a host without the official toolchain: the sizes and costs of another compiler's binary say nothing
-/// about the binary that readers get.
-pub fn assert_official_toolchain() {
-    if let Ok(cargo) = env::var(MUSL_CARGO) {
-        panic!("not the official toolchain, so its figures are not timber's: {cargo}");
-    }
-    let image = base_image("Dockerfile.musl");
-    let label = "{{index .Config.Labels \"timber.stand-in.rust\"}}";
-    let mut inspect = command("docker image inspect --format");
-    let found = output(inspect.args([label, &image]));
-    assert!(found.status.success(), "{}", all(&found));
-    let compiler = all(&found);
-    assert!(
-        ["", "official"].contains(&compiler.trim()),
-        "{image} is a stand-in with the compiler of {compiler}its figures are not timber's"
-    );
-}
 
 /// The image of a Dockerfile's first stage.
 pub fn base_image(dockerfile: &str) -> String {
