@@ -90,6 +90,26 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
         "cargo workshop compare",
         "takes twenty minutes; workshop/tests/ladder.rs runs it with one start of each image",
     ),
+    (
+        "docs/development.md",
+        "docker build --platform linux/arm64",
+        "takes a quarter of an hour with qemu",
+    ),
+    (
+        "docs/development.md",
+        "rustup target add",
+        "`.ci/install` runs it",
+    ),
+    (
+        "docs/development.md",
+        "cargo musl aarch64-unknown-linux-musl",
+        "image/arm64.rs runs it",
+    ),
+    (
+        "docs/development.md",
+        "docker buildx build --platform linux/amd64,linux/arm64",
+        "needs the containerd image store of a newer engine",
+    ),
     ("docs/workshop.md", "docker pull", "needs an image registry"),
     (
         "docs/workshop.md",
