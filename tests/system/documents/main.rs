@@ -249,7 +249,12 @@ fn the_readme_works_as_printed() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn the_tutorial_works_as_printed() {
-    Session::start().perform("docs/tutorial.md");
+    let mut session = Session::start();
+    // `docker images` shows the two images of the tutorial, not those that other tests have built.
+    let mut remove = Command::new("docker");
+    remove.args(["rmi", "--no-prune", "timber-tutorial:3"]);
+    _ = remove.output().expect("this test needs docker");
+    session.perform("docs/tutorial.md");
 }
 
 #[test]

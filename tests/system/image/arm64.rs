@@ -11,7 +11,7 @@ const TARGET: &str = "aarch64-unknown-linux-musl";
 
 /// Built once from the working tree.
 static ARM64_IMAGE: LazyLock<&str> = LazyLock::new(|| {
-    let name = "timber-tutorial:2-arm64";
+    let name = "timber-test:2-arm64";
     build_image(name, Path::new(ROOT), "arm64");
     name
 });
