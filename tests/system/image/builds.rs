@@ -162,8 +162,15 @@ fn a_second_build_makes_the_same_layer() {
         let first = image(*release); // before the second, whose layers it could reuse
         let context = context();
         let second = Image::new(&format!("second-{release}"));
-        let line = format!("docker build --no-cache -f {dockerfile} -t {} .", second.0);
-        build(&line, &context);
+        // The label makes every layer of the build stage a new one. `--no-cache` would do so, too, but other
+        // tests would continue from its layers, while these are incomplete.
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let label = format!(" AS build\nLABEL second={now}\n");
+        edit(&context.path().join(dockerfile), " AS build\n", &label);
+        build(
+            &format!("docker build -f {dockerfile} -t {} .", second.0),
+            &context,
+        );
         let [first, second] =
             [&first, &second.0].map(|name| inspect(name, "RootFS")["Layers"].take());
         assert_eq!(first, second, "{dockerfile}");
