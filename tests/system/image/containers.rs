@@ -5,8 +5,8 @@ use super::*;
 /// Maximum time from the command to the end of the container. Usually it takes 0.2 s.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-const HARDENED: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --user 12345 --memory 16m \
-                        --pids-limit 16 --cpus 0.5";
+const HARDENED: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --user 12345 --pids-limit 16 \
+                        --cpus 0.5";
 
 #[test]
 #[ignore = "needs Docker Engine"]
@@ -139,18 +139,20 @@ pub fn finishes_a_request_in_flight(image: &str) {
 #[ignore = "needs Docker Engine"]
 fn a_hardened_container_serves_and_logs_its_limits() {
     for release in RELEASES {
-        serves_hardened_and_logs_its_limits(&image(release));
+        serves_hardened_and_logs_its_limits(&image(release), 16);
     }
 }
 
-pub fn serves_hardened_and_logs_its_limits(image: &str) {
+pub fn serves_hardened_and_logs_its_limits(image: &str, memory_mib: u32) {
+    let limits = format!("memory limit {} KiB, CPU limit 0.500", memory_mib * 1024);
     for network in ["bridge", "none"] {
-        let container = Container::serve(image, &format!("{HARDENED} --network {network}"), "");
+        let flags = format!("{HARDENED} --memory {memory_mib}m --network {network}");
+        let container = Container::serve(image, &flags, "");
         docker(&format!("exec {container} /timber healthcheck"));
         let log = container.log();
         for fact in [
             "PID 1: SIGTERM handler installed",
-            "User 12345, root file system read-only, memory limit 16384 KiB, CPU limit 0.500",
+            &format!("User 12345, root file system read-only, {limits}"),
             "Using workers: 1",
         ] {
             assert!(log.contains(fact), "{fact:?} is missing in {log}");
