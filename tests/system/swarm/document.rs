@@ -19,7 +19,7 @@ const LOOK: [&str; 6] = [
     "docker service ps",
     "docker stack services",
     "docker ps",
-    "docker-compose -f deploy/compose.yaml ps",
+    "docker compose -f deploy/compose.yaml ps",
     "curl ",
 ];
 

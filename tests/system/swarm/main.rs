@@ -139,10 +139,7 @@ fn release_that_never_gets_healthy_is_rolled_back() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn swarm_applies_hardening_and_update_settings() {
-    let swarm = Swarm::deploy_files(
-        &ready(2),
-        "-c deploy/compose.yaml -c deploy/compose.pids.yaml",
-    );
+    let swarm = Swarm::deploy(&ready(2));
     for task in swarm.tasks() {
         let (host, config) = (inspect(&task, "HostConfig"), inspect(&task, "Config"));
         assert_eq!(host["ReadonlyRootfs"], true);
@@ -172,13 +169,13 @@ fn swarm_applies_hardening_and_update_settings() {
 }
 
 #[test]
-#[ignore = "needs Docker Engine and docker-compose"]
+#[ignore = "needs Docker Engine and Compose 2"]
 fn compose_applies_hardening() {
     let _engine = Engine::claim();
     ready(2);
     let _project = Project;
-    run("docker-compose -f deploy/compose.yaml up -d");
-    let tasks = run("docker-compose -f deploy/compose.yaml ps -q");
+    run("docker compose -f deploy/compose.yaml up -d");
+    let tasks = run("docker compose -f deploy/compose.yaml ps -q");
     assert_eq!(tasks.lines().count(), 3);
     for task in tasks.lines() {
         let (host, config) = (inspect(task, "HostConfig"), inspect(task, "Config"));
@@ -186,6 +183,7 @@ fn compose_applies_hardening() {
         assert_eq!(host["CapDrop"], json!(["ALL"]));
         assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
         assert_eq!(host["Memory"], 64 << 20);
+        assert_eq!(host["PidsLimit"], 32);
         assert_eq!(config["User"], "65532:65532");
         assert_drain_fits_grace_period(
             config["Env"].as_array().unwrap(),
@@ -195,7 +193,7 @@ fn compose_applies_hardening() {
 }
 
 #[test]
-#[ignore = "needs Docker Engine, docker-compose and kubectl"]
+#[ignore = "needs Docker Engine, Compose 2 and kubectl"]
 fn commands_of_the_document_print_what_it_shows() {
     let engine = Engine::claim();
     let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
@@ -270,11 +268,11 @@ fn assert_drain_fits_grace_period(variables: &[Value], grace: u64) {
     );
 }
 
-/// The containers of docker-compose, removed when dropped.
+/// The containers of Compose, removed when dropped.
 struct Project;
 
 impl Drop for Project {
     fn drop(&mut self) {
-        _ = command("docker-compose -f deploy/compose.yaml down --timeout 1").output();
+        _ = command("docker compose -f deploy/compose.yaml down --timeout 1").output();
     }
 }

@@ -176,15 +176,11 @@ pub struct Swarm {
 
 impl Swarm {
     pub fn deploy(image: &str) -> Self {
-        Swarm::deploy_files(image, "-c deploy/compose.yaml")
-    }
-
-    pub fn deploy_files(image: &str, files: &str) -> Self {
         let mut swarm = Swarm {
             engine: Engine::claim(),
         };
         docker("swarm init --advertise-addr 127.0.0.1");
-        stack(image, files);
+        stack(image);
         wait_for("the service", || {
             (swarm.tasks().len() == 3 && replicas() == "3/3").then_some(())
         });
@@ -214,7 +210,7 @@ impl Swarm {
     /// Deploys the image, waits for the end of the rollout and asserts its state.
     pub fn roll(&self, image: &str, state: &str) {
         let earlier = update()["StartedAt"].take();
-        stack(image, "-c deploy/compose.yaml");
+        stack(image);
         let end = wait_for("the end of the rollout", || {
             let update = update();
             let is_active = ["updating", "rollback_started"]
@@ -253,9 +249,9 @@ impl Swarm {
     }
 }
 
-fn stack(image: &str, files: &str) {
-    let line = format!("docker stack deploy --resolve-image never {files} timber");
-    let output = output(command(&line).env("IMAGE", image));
+fn stack(image: &str) {
+    let line = "docker stack deploy --resolve-image never -c deploy/compose.yaml timber";
+    let output = output(command(line).env("IMAGE", image));
     assert!(
         output.status.success(),
         "{line}: {}",
