@@ -81,6 +81,17 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
         "image/builds.rs runs it with another name",
     ),
     (
+        "docs/engines.md",
+        ".ci/engine run bookworm",
+        "`.ci/run` runs .ci/check-engines, which runs it",
+    ),
+    (
+        "docs/engines.md",
+        "cargo build --manifest-path workshop/Cargo.toml",
+        "workshop/tests run the same build",
+    ),
+    ("docs/engines.md", ".ci/check-engines", "`.ci/run` runs it"),
+    (
         "docs/workshop.md",
         "cargo workshop compare",
         "takes ten minutes; workshop/tests/compare.rs runs it on smaller images",
@@ -93,7 +104,7 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
     (
         "docs/development.md",
         "docker build --platform linux/arm64",
-        "takes a quarter of an hour with qemu",
+        "takes a quarter of an hour with qemu; .ci/arm64 runs it",
     ),
     (
         "docs/development.md",
@@ -108,7 +119,7 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
     (
         "docs/development.md",
         "docker buildx build --platform linux/amd64,linux/arm64",
-        "needs the containerd image store of a newer engine",
+        "needs the containerd image store; .ci/arm64 runs it",
     ),
     ("docs/workshop.md", "docker pull", "needs an image registry"),
     (

@@ -28,9 +28,8 @@ use std::{
 };
 
 use docker::{
-    Container, Image, MUSL_BINARY, ROOT, assert_static, base_image, build, command, context,
-    contributors, copy_out, docker, edit, eventually, image, inspect, output, run, try_build,
-    undisturbed,
+    Container, Image, MUSL_BINARY, ROOT, assert_static, base_image, build, context, contributors,
+    copy_out, docker, edit, eventually, image, inspect, run, try_build, undisturbed,
 };
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use serde_json::{Value, json};
