@@ -103,7 +103,7 @@ fn a_request_in_flight_at_docker_stop_finishes_on_arm64() {
 #[test]
 #[ignore = "needs Docker Engine, the arm64 target and qemu"]
 fn a_hardened_arm64_container_serves_and_logs_its_limits() {
-    // qemu takes 7 MB for the service and as much for the probe, and 16 MiB were once exceeded.
+    // qemu takes 7 MB for the service, and as much for the probe. With 16 MiB, a probe was killed once.
     serves_hardened_and_logs_its_limits(&ARM64_IMAGE, 64);
 }
 

@@ -72,6 +72,24 @@ fn a_binary_that_is_not_static_fails_the_build() {
     }
 }
 
+/// The next test shows for Dockerfile.musl that an edit of the source then downloads nothing.
+#[test]
+fn dockerfiles_download_before_they_copy_the_source() {
+    for (_, dockerfile) in DOCKERFILES {
+        let text = fs::read_to_string(Path::new(ROOT).join(dockerfile)).unwrap();
+        assert!(
+            text.contains(
+                "\nCOPY Cargo.toml Cargo.lock ./\nRUN cargo fetch --locked\n\nCOPY . .\n"
+            ),
+            "{dockerfile} copies other files before it downloads the dependencies"
+        );
+        assert!(
+            text.contains("\nRUN cargo install --path . --root /out --locked --offline"),
+            "{dockerfile} does not build offline"
+        );
+    }
+}
+
 /// The default of Docker Engine 20.10. Later ones have it, too.
 #[test]
 #[ignore = "needs Docker Engine with the classic builder"]
