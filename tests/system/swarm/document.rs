@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::console::{self, Step};
 use crate::docker::ROOT;
-use crate::swarm::{self, Engine};
+use crate::swarm::Engine;
 
 const LOOK: [&str; 6] = [
     "docker service inspect",
@@ -36,9 +36,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// For one command.
 const SECONDS: u64 = 300;
 
-pub fn perform(mut engine: Engine) {
-    // In a fresh clone, the watch would still be compiling while the update it watches takes place.
-    swarm::compile_watch();
+pub fn perform(engine: &mut Engine) {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/cluster.md")).unwrap();
     let mut watches: Vec<(String, JoinHandle<String>)> = Vec::new();
     let steps = console::steps(&text);

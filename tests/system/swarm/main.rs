@@ -195,11 +195,13 @@ fn compose_applies_hardening() {
 #[test]
 #[ignore = "needs Docker Engine, Compose 2 and kubectl"]
 fn commands_of_the_document_print_what_it_shows() {
-    let engine = Engine::claim();
+    // In a fresh clone, the watch would still be compiling while the update it watches takes place.
+    swarm::compile_watch();
+    let mut engine = Engine::claim();
     let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
     ready(1);
     ready(2);
-    document::perform(engine);
+    document::perform(&mut engine);
 }
 
 fn image_name(release: usize) -> String {
