@@ -3,22 +3,22 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::{Args, value_parser};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
-use tokio::{task, time};
+use tokio::task;
 
 use crate::{
-    build, contents,
+    contents::{self, Contents},
     engine::Engine,
-    official, output, progress,
-    results::{Figure, Image, Results, Settings, Size, Spread},
+    output,
+    results::{FORMAT, Image, Results, Settings},
     signals::Signals,
     subject::Subject,
-    table,
-    trial::{Run, SETTLE, Trial, WARM_UP, Worked},
-    tutorial::{self, TutorialImage},
+    terminal::{Bar, clean},
+    trial::{Plan, Round, Trial},
+    tutorial::{self, TutorialImage, prepare::prepare},
 };
 
 #[derive(Args)]
@@ -36,15 +36,18 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "images")]
     ladder: bool,
 
-    /// Number of starts and stops of each image
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
-    runs: u32,
+    /// Number of rounds. In each, a container of each image starts, is put under load, and stops
+    ///
+    /// With fewer than 9 rounds, any difference may be chance.
+    #[arg(long, alias = "runs", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
+    rounds: u32,
 
-    /// Duration of the load on each image. 0: no load [default: 10, or 0 with --ladder]
-    #[arg(long, value_name = "SECONDS", hide_default_value = true, default_value_t = 10, default_value_if("ladder", "true", "0"), value_parser = value_parser!(u32).range(0..=3600))]
+    /// Duration of each of the three kinds of load in a round: kept connections, new connections
+    /// and a fixed rate. 0: no load [default: 1, or 0 with --ladder]
+    #[arg(long, value_name = "SECONDS", hide_default_value = true, default_value_t = 1, default_value_if("ladder", "true", "0"), value_parser = value_parser!(u32).range(0..=3600))]
     load: u32,
 
-    /// Number of connections under load. Each has one request in flight
+    /// Number of connections of the load. Each has one request in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
     connections: u32,
 
@@ -111,49 +114,66 @@ async fn measure(
     subjects: Vec<Subject>,
 ) -> Result<Results> {
     let begun = Timestamp::now();
-    let images = arguments.tutorial_images();
-    official::replace_stand_ins(&engine.docker, images).await?;
-    build::build_missing(&engine.docker, images, arguments.rebuild).await?;
+    let plan = Plan {
+        timeout: Duration::from_secs(arguments.ready.into()),
+        connections: arguments.connections,
+        load: Duration::from_secs(arguments.load.into()),
+        fixed_rate: None,
+    };
+    announce(arguments.rounds, subjects.len(), plan);
+    prepare(engine, arguments.tutorial_images(), arguments.rebuild).await?;
     let mut comparison = Comparison {
         engine,
-        arguments,
+        plan,
         rows: Vec::new(),
     };
     for subject in subjects {
         comparison.add(subject).await;
     }
+    comparison.sizes().await;
+    comparison.rehearse().await;
     // Early, because the measurement takes minutes.
     for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
         if let Some(failure) = failure {
-            eprintln!("{}", table::clean(&format!("{label}: {failure}")));
+            eprintln!("{}", clean(&format!("{label}: {failure}")));
         }
     }
-    comparison.sizes().await;
-    comparison.starts().await;
-    comparison.work().await;
+    comparison.rounds(arguments.rounds).await;
     let others = engine.others().await?;
     if others > 0 {
         let note = format!(
             "{others} other containers were running: times are too high, and memory that they share is too low"
         );
-        comparison
-            .rows
-            .iter_mut()
-            .for_each(|row| row.image.notes.push(note.clone()));
+        for row in &mut comparison.rows {
+            row.image.notes.push(note.clone());
+        }
     }
     Ok(Results {
-        format: crate::results::FORMAT,
+        format: FORMAT,
         begun,
         command: command_line(),
         settings: Settings {
-            runs: arguments.runs,
+            rounds: arguments.rounds,
             load_seconds: arguments.load.into(),
             connections: arguments.connections,
+            fixed_rate: comparison.plan.fixed_rate,
         },
         machine: engine.machine.clone(),
         engine: engine.description.clone(),
         images: comparison.rows.into_iter().map(|row| row.image).collect(),
     })
+}
+
+/// Says what is going to happen, and how long it takes.
+fn announce(rounds: u32, images: usize, plan: Plan) {
+    /// For a start and a stop.
+    const ABOUT: Duration = Duration::from_millis(1500);
+    let count = u32::try_from(images).unwrap_or(u32::MAX);
+    let all = (plan.duration() + ABOUT) * (rounds + 1) * count;
+    eprintln!(
+        "Comparing {images} images in {rounds} rounds: about {} min, and longer if images are missing",
+        all.as_secs().div_ceil(60)
+    );
 }
 
 /// Returns the command line, quoted for a shell.
@@ -175,9 +195,11 @@ fn command_line() -> String {
         .join(" ")
 }
 
+/// A comparison in progress. The images are measured in turns, so that a slow phase of the machine
+/// affects all of them.
 struct Comparison<'a> {
     engine: &'a Engine,
-    arguments: &'a Arguments,
+    plan: Plan,
     rows: Vec<Row>,
 }
 
@@ -188,13 +210,22 @@ struct Row {
 }
 
 impl Row {
-    fn trial<'a>(&'a self, engine: &'a Engine, arguments: &Arguments) -> Trial<'a> {
-        Trial {
+    /// Runs a round, and ticks the bar meanwhile. A failure ends the measurement of this image.
+    async fn round(&mut self, engine: &Engine, plan: Plan, bar: &Bar) -> Option<Round> {
+        if self.image.failure.is_some() {
+            return None;
+        }
+        bar.say(&self.subject.label);
+        let trial = Trial {
             engine,
             subject: &self.subject,
             port: self.port,
-            timeout: Duration::from_secs(arguments.ready.into()),
-        }
+            plan,
+        };
+        let round = trial.run().await;
+        round
+            .map_err(|error| self.image.failure = Some(format!("{error:#}")))
+            .ok()
     }
 }
 
@@ -209,23 +240,12 @@ impl Comparison<'_> {
                     Err(error) => image.failure = Some(format!("{error:#}")),
                 }
                 image.notes.extend(tutorial::note(&subject.name));
-                match tutorial::stand_ins(&self.engine.docker, &subject.name, &found).await {
+                match tutorial::stand_ins(self.engine, &subject.name, &found).await {
                     Ok(stand_ins) => image.stand_ins = stand_ins,
                     Err(error) => image.notes.push(format!("stand-ins unknown: {error:#}")),
                 }
-                let user = found
-                    .config
-                    .as_ref()
-                    .and_then(|config| config.user.clone())
-                    .unwrap_or_default();
-                image.size.user = Figure::Value(if user.is_empty() {
-                    "root".to_owned()
-                } else {
-                    user
-                });
-                let bytes = found.size.and_then(|size| size.try_into().ok());
-                image.size.engine_bytes = Figure::from(bytes.context("the engine reports no size"));
-                image.id = found.id.unwrap_or_default();
+                image.read_description(&found);
+                image.id = found.id;
             }
             Err(error) => image.failure = Some(format!("{error:#}")),
         }
@@ -240,87 +260,60 @@ impl Comparison<'_> {
     async fn sizes(&mut self) {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
         // Each byte is written once and read once.
-        let bytes: u64 = present()
-            .filter_map(|row| row.image.size.engine_bytes.value())
+        let bytes: f64 = present()
+            .filter_map(|row| row.image.figure("size").value())
             .sum();
-        let bar = progress::bar("sizes", bytes * 2, "{percent} %");
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let bar = Bar::new("sizes", bytes as u64 * 2, "{percent} %");
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
-            progress::say(&bar, &row.subject.label);
+            bar.say(&row.subject.label);
             let contents = contents(self.engine, &row.subject.name, &bar).await;
             row.image
-                .size
-                .fill(contents.map_err(|error| format!("{error:#}")));
+                .read_contents(&contents.map_err(|error| format!("{error:#}")));
         }
     }
 
-    async fn starts(&mut self) {
-        let runs = self.arguments.runs;
-        let bar = progress::bar(
-            "starts and stops",
-            u64::from(runs) * self.rows.len() as u64,
-            "{pos} of {len}",
-        );
-        let mut samples: Vec<Vec<Run>> = self.rows.iter().map(|_| Vec::new()).collect();
-        // In turns, so that a slow phase of the machine affects all images.
-        for _ in 0..runs {
+    /// Runs a round that does not count. It finds images that do not work, and the rate that all
+    /// images can serve: half of what the slowest one does.
+    async fn rehearse(&mut self) {
+        let bar = Bar::new("rehearsal", self.rows.len() as u64, "{pos} of {len}");
+        let mut slowest = f64::INFINITY;
+        for row in &mut self.rows {
+            let round = row.round(self.engine, self.plan, &bar).await;
+            if let Some(loads) = round.and_then(|round| round.loads) {
+                slowest = slowest.min(loads.kept.rate());
+            }
+            bar.inc(1);
+        }
+        let rate = two_digits(slowest / 2.0);
+        self.plan.fixed_rate = (rate.is_finite() && rate > 0.0).then_some(rate);
+    }
+
+    async fn rounds(&mut self, count: u32) {
+        let steps = u64::from(count) * self.rows.len() as u64;
+        let bar = Bar::new("rounds", steps, "{pos} of {len}");
+        let mut samples: Vec<Vec<Round>> = self.rows.iter().map(|_| Vec::new()).collect();
+        for _ in 0..count {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
-                progress::say(&bar, &row.subject.label);
-                if row.image.failure.is_none() {
-                    match row
-                        .trial(self.engine, self.arguments)
-                        .start_and_stop()
-                        .await
-                    {
-                        Ok(run) => samples.push(run),
-                        Err(error) => row.image.failure = Some(format!("{error:#}")),
-                    }
-                }
+                samples.extend(row.round(self.engine, self.plan, &bar).await);
                 bar.inc(1);
             }
         }
-        for (row, samples) in self.rows.iter_mut().zip(samples) {
-            row.image.fill_starts(&samples);
-        }
-    }
-
-    async fn work(&mut self) {
-        let (each, what) = match self.arguments.load {
-            0 => (SETTLE.as_secs() + 1, "memory"),
-            load => (
-                u64::from(load) + WARM_UP.as_secs() + SETTLE.as_secs() + 1,
-                "memory and load",
-            ),
-        };
-        let bar = progress::bar(what, each * self.rows.len() as u64, "{pos} of {len} s");
-        for (row, end) in self.rows.iter_mut().zip(1..) {
-            progress::say(&bar, &row.subject.label);
-            if row.image.failure.is_none() {
-                let seconds = async {
-                    loop {
-                        time::sleep(Duration::from_secs(1)).await;
-                        bar.inc(1);
-                    }
-                };
-                let trial = row.trial(self.engine, self.arguments);
-                let duration = Duration::from_secs(self.arguments.load.into());
-                let worked = tokio::select! {
-                    worked = trial.work(self.arguments.connections, duration) => worked,
-                    () = seconds => unreachable!("the loop does not end"),
-                };
-                match worked {
-                    Ok(Worked { memory, work, note }) => {
-                        (row.image.memory, row.image.work) = (memory, work);
-                        row.image.notes.extend(note.map(str::to_owned));
-                    }
-                    Err(error) => row.image.failure = Some(format!("{error:#}")),
-                }
-            }
-            bar.set_position(each * end);
+        for (row, rounds) in self.rows.iter_mut().zip(samples) {
+            row.image.read_rounds(&rounds);
+            let note = rounds.iter().find_map(|round| round.note);
+            row.image.notes.extend(note.map(str::to_owned));
         }
     }
 }
 
-async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<contents::Contents> {
+/// Rounds down to two significant digits.
+fn two_digits(value: f64) -> f64 {
+    let unit = 10_f64.powf(value.log10().floor() - 1.0);
+    (value / unit).floor() * unit
+}
+
+async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<Contents> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("image.tar");
     let saved = |bytes| {
@@ -333,53 +326,4 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<con
     engine.save(image, &file, saved).await?;
     let bar = bar.clone();
     task::spawn_blocking(move || contents::read(&file, &|bytes| bar.inc(bytes))).await?
-}
-
-impl Image {
-    fn fill_starts(&mut self, runs: &[Run]) {
-        let Some(last) = runs.last() else { return };
-        let spread = |of: fn(&Run) -> f64| {
-            Spread::new(runs.iter().map(of).collect()).expect("there is a last run")
-        };
-        self.start.create_to_response = Figure::Value(spread(|run| run.create_to_response));
-        self.stop.seconds = Figure::Value(spread(|run| run.stop));
-        self.stop.exit_code = Figure::Value(last.exit_code);
-        let process: Result<Vec<f64>, &String> = runs
-            .iter()
-            .map(|run| match &run.process_to_response {
-                Figure::Value(seconds) => Ok(*seconds),
-                Figure::NotAvailable(reason) => Err(reason),
-            })
-            .collect();
-        self.start.process_to_response = match process {
-            Ok(samples) => Figure::Value(Spread { samples }),
-            Err(reason) => Figure::NotAvailable(reason.clone()),
-        };
-        let codes: Vec<_> = runs.iter().map(|run| run.exit_code).collect();
-        if codes.iter().any(|code| *code != last.exit_code) {
-            self.notes.push(format!("exit codes differ: {codes:?}"));
-        }
-    }
-}
-
-impl Size {
-    fn fill(&mut self, contents: Result<contents::Contents, String>) {
-        let contents = match contents {
-            Ok(contents) => Figure::Value(contents),
-            Err(reason) => Figure::NotAvailable(reason),
-        };
-        self.unpacked_bytes = contents.map(|contents| contents.unpacked_bytes);
-        self.compressed_bytes = contents.map(|contents| contents.compressed_bytes);
-        self.layers = contents.map(|contents| contents.layers);
-        self.files = contents.map(|contents| contents.files);
-        self.executables = contents.map(|contents| contents.executables);
-        self.shell = contents.map(|contents| contents.shell.clone());
-        self.package_managers = contents.map(|contents| contents.package_managers.clone());
-        self.setuid = contents.map(|contents| contents.setuid.clone());
-        self.base = contents.map(|contents| contents.base.clone());
-        self.packages = match contents {
-            Figure::Value(contents) => contents.packages,
-            Figure::NotAvailable(reason) => Figure::NotAvailable(reason),
-        };
-    }
 }

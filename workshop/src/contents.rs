@@ -15,7 +15,6 @@ use serde::Deserialize;
 use tar::Archive;
 
 use self::tree::{Tree, name_of};
-use crate::results::{Figure, Packages};
 
 /// Properties of the file system that a container sees, and the size of a pull.
 #[derive(Debug, PartialEq)]
@@ -32,8 +31,8 @@ pub struct Contents {
     pub package_managers: Vec<String>,
     pub setuid: Vec<String>,
     pub base: Option<String>,
-    /// Not available if they are in an unsupported database.
-    pub packages: Figure<Vec<Packages>>,
+    /// By kind. An error if they are in an unsupported database.
+    pub packages: Result<BTreeMap<String, u64>, String>,
 }
 
 /// Reads the archive of one image. Calls `progress` with the number of bytes that were read.
@@ -163,7 +162,6 @@ impl<P: Fn(u64)> Read for Watched<'_, P> {
 #[cfg(test)]
 mod tests {
     use super::{Contents, read};
-    use crate::results::{Figure, Packages};
     use flate2::{Compression, write::GzEncoder};
     use std::{fs, io::Write};
     use tar::{Builder, EntryType, Header};
@@ -266,15 +264,11 @@ mod tests {
             ("lib/apk/db/installed", 0o644, "P:musl\nV:1\n\nP:busybox\n"),
             ("usr/lib/python3/x-1.0.dist-info/METADATA", 0o644, ""),
         ])]);
-        let count = |kind: &str, count| Packages {
-            kind: kind.to_owned(),
-            count,
-        };
-        let counts = vec![count("dpkg", 2), count("apk", 2), count("pip", 1)];
-        assert_eq!(found.unwrap().packages, Figure::Value(counts));
+        let counts = [("dpkg", 2), ("apk", 2), ("pip", 1)].map(|(kind, n)| (kind.to_owned(), n));
+        assert_eq!(found.unwrap().packages, Ok(counts.into()));
         let found = image(&[layer(&[("var/lib/rpm/rpmdb.sqlite", 0o644, "")])]);
         assert!(
-            found.unwrap().packages.value().is_none(),
+            found.unwrap().packages.is_err(),
             "an unsupported database is not zero packages"
         );
     }

@@ -1,9 +1,11 @@
 //! The API of Docker Engine or Podman. Containers have a label and are removed at the end.
 
+mod images;
+
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
+    fmt,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     process,
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
@@ -13,48 +15,72 @@ use anyhow::{Context, Result, bail, ensure};
 use bollard::{
     Docker,
     errors::Error::DockerResponseServerError,
-    models::{ContainerCreateBody, HealthConfig, HostConfig, ImageInspect, PortBinding},
+    models::{ContainerCreateBody, HealthConfig, HostConfig, PortBinding},
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, StatsOptionsBuilder, StopContainerOptionsBuilder,
         WaitContainerOptionsBuilder,
     },
 };
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::task::TaskTracker;
+
+pub use images::Inspected;
 
 use crate::{
     host,
-    results::{self, Figure, InUse, Machine},
+    results::{self, Machine},
+    units::number,
 };
 
 /// Label of each container. Its value is the id of the process that created it.
 const LABEL: &str = "timber.workshop";
 
 pub struct Engine {
-    pub docker: Docker,
+    docker: Docker,
     pub description: results::Engine,
     pub machine: Machine,
-    /// Whether its clock is this machine's, or the reason why times cannot be compared.
-    clock: Figure<()>,
     /// Create calls that can outlive an interrupted caller.
     creating: TaskTracker,
 }
 
 pub struct Container {
     pub id: String,
-    /// Port on 127.0.0.1.
-    pub port: u16,
+    /// Where its port is published.
+    pub address: SocketAddr,
 }
 
 /// Resources that the processes of a container have used.
 pub struct Usage {
     pub cpu_seconds: f64,
-    pub memory: Figure<InUse>,
+    /// Bytes, or why they are not available.
+    pub memory: Result<f64, String>,
     /// Set if the value of `memory` is not exact.
     pub memory_note: Option<&'static str>,
+    pub threads: Option<u64>,
+}
+
+/// Processes and threads of a container.
+#[derive(Clone)]
+pub struct Tasks {
+    pub processes: u64,
+    pub threads: u64,
+}
+
+impl fmt::Display for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let count = |count, one, many| match count {
+            1 => format!("1 {one}"),
+            _ => format!("{count} {many}"),
+        };
+        write!(
+            f,
+            "{}, {}",
+            count(self.processes, "process", "processes"),
+            count(self.threads, "thread", "threads")
+        )
+    }
 }
 
 impl Engine {
@@ -82,7 +108,6 @@ impl Engine {
             .iter()
             .any(|option| option.contains("rootless"));
         let kernel = known(info.kernel_version);
-        let clock = host::clock(&kernel);
         Ok(Engine {
             docker,
             description: results::Engine {
@@ -100,7 +125,7 @@ impl Engine {
                     .ncpu
                     .and_then(|count| count.try_into().ok())
                     .context("the engine reports no number of CPUs")?,
-                cpu_model: host::cpu_model(&kernel),
+                cpu_model: host::cpu_model().filter(|_| host::is_our_kernel(&kernel)),
                 memory_bytes: info
                     .mem_total
                     .and_then(|bytes| bytes.try_into().ok())
@@ -108,7 +133,6 @@ impl Engine {
                 kernel,
                 operating_system: known(info.operating_system),
             },
-            clock,
             creating: TaskTracker::new(),
         })
     }
@@ -171,13 +195,6 @@ impl Engine {
         Ok(ours.collect())
     }
 
-    /// # Errors
-    /// The image is missing in the engine.
-    pub async fn image(&self, name: &str) -> Result<ImageInspect> {
-        let found = find(&self.docker, name).await?;
-        found.with_context(|| format!("missing image {name}: build it, or run docker pull {name}"))
-    }
-
     /// Creates a container with a published port. Does not start it.
     pub async fn create(
         &self,
@@ -224,7 +241,7 @@ impl Engine {
             .context("cannot create a container")?;
         Ok(Container {
             id: created.id,
-            port: free,
+            address: (Ipv4Addr::LOCALHOST, free).into(),
         })
     }
 
@@ -235,7 +252,7 @@ impl Engine {
             if message.contains("already allocated") || message.contains("in use") {
                 anyhow::anyhow!(
                     "port {} of this machine is in use: choose another one",
-                    container.port
+                    container.address.port()
                 )
             } else {
                 anyhow::anyhow!("cannot start the container: {message}")
@@ -282,12 +299,16 @@ impl Engine {
         Ok(format!("the container exited with code {code}: {lines}"))
     }
 
-    /// Returns the seconds between the start of the process and `moment`.
+    /// Returns the seconds between the start of the process and `moment`, or why they are not
+    /// available.
+    ///
+    /// # Errors
+    /// The engine does not respond.
     pub async fn since_start(
         &self,
         container: &Container,
         moment: Timestamp,
-    ) -> Result<Figure<f64>> {
+    ) -> Result<Result<f64, String>> {
         let state = self
             .docker
             .inspect_container(&container.id, None)
@@ -298,9 +319,11 @@ impl Engine {
             .started_at
             .context("the engine reports no start time")?
             .parse()?;
-        Ok(self
-            .clock
-            .map(|()| moment.duration_since(started).as_secs_f64()))
+        Ok(if host::is_our_kernel(&self.machine.kernel) {
+            Ok(moment.duration_since(started).as_secs_f64())
+        } else {
+            Err("the engine runs on another kernel, which has its own clock".to_owned())
+        })
     }
 
     /// Stops the container as `docker stop` does. Returns the duration and the exit code.
@@ -354,64 +377,35 @@ impl Engine {
             .and_then(|cpu| cpu.cpu_usage?.total_usage)
             .context("the engine reports no CPU time")?;
         let (memory, memory_note) = match host::memory_of_processes(&container.id) {
-            Some(memory) => (Figure::Value(memory), None),
+            Some(bytes) => (Ok(bytes), None),
             None => memory_of_group(
-                stats
+                &stats
                     .memory_stats
                     .and_then(|memory| memory.stats)
                     .unwrap_or_default(),
             ),
         };
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "exact for 100 days in nanoseconds"
-        )]
         Ok(Usage {
-            cpu_seconds: cpu as f64 / 1e9,
+            cpu_seconds: number(cpu) / 1e9,
             memory,
             memory_note,
+            threads: stats.pids_stats.and_then(|pids| pids.current),
         })
     }
 
-    /// Writes the archive of `docker save`.
-    pub async fn save(&self, image: &str, file: &Path, progress: impl Fn(u64)) -> Result<()> {
-        let mut archive = patient(&self.docker).export_image(image);
-        write(&mut archive, file, progress)
-            .await
-            .with_context(|| format!("cannot save image {image}"))
+    /// Returns the number of processes, with the number of threads that [`Usage`] contains.
+    pub async fn tasks(
+        &self,
+        container: &Container,
+        threads: Option<u64>,
+    ) -> Result<Tasks, String> {
+        let top = self.docker.top_processes(&container.id, None).await;
+        let processes = top.map_err(|error| format!("the engine lists no processes: {error}"))?;
+        Ok(Tasks {
+            processes: processes.processes.unwrap_or_default().len() as u64,
+            threads: threads.ok_or("the engine does not count threads")?,
+        })
     }
-}
-
-/// Returns an image, if the engine has it.
-///
-/// # Errors
-/// The engine does not respond.
-pub async fn find(docker: &Docker, image: &str) -> Result<Option<ImageInspect>> {
-    match docker.inspect_image(image).await {
-        Ok(found) => Ok(Some(found)),
-        Err(DockerResponseServerError {
-            status_code: 404, ..
-        }) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot inspect the image {image}")),
-    }
-}
-
-/// Returns a client with a long timeout, for calls whose response can take minutes to begin.
-pub fn patient(docker: &Docker) -> Docker {
-    docker.clone().with_timeout(Duration::from_hours(1))
-}
-
-async fn write(
-    chunks: &mut (impl Stream<Item = Result<impl AsRef<[u8]>, bollard::errors::Error>> + Unpin),
-    file: &Path,
-    progress: impl Fn(u64),
-) -> Result<()> {
-    let mut file = File::create(file).await?;
-    while let Some(chunk) = chunks.try_next().await? {
-        file.write_all(chunk.as_ref()).await?;
-        progress(chunk.as_ref().len() as u64);
-    }
-    Ok(file.flush().await?)
 }
 
 /// Rejects remote engines: requests are sent to published ports on this machine.
@@ -474,28 +468,16 @@ fn free_port() -> Result<u16> {
 
 /// Reads memory from the statistics of the control group. Of the page cache, only mapped pages
 /// count.
-#[expect(clippy::needless_pass_by_value, reason = "the caller has a value")]
-fn memory_of_group(stats: HashMap<String, u64>) -> (Figure<InUse>, Option<&'static str>) {
+fn memory_of_group(stats: &HashMap<String, u64>) -> (Result<f64, String>, Option<&'static str>) {
+    const NOTE: &str = "file-backed memory is the part charged to its control group, without pages that another container read first";
     let of = |names: [&str; 2]| names.iter().find_map(|name| stats.get(*name)).copied();
     // Names in cgroup version 2 and in version 1.
-    match (
-        of(["anon", "total_rss"]),
-        of(["file_mapped", "total_mapped_file"]),
-    ) {
-        (Some(anonymous_bytes), Some(file_bytes)) => (
-            Figure::Value(InUse {
-                anonymous_bytes,
-                file_bytes,
-            }),
-            Some(
-                "file-backed memory is the part charged to its control group, without pages that another container read first",
-            ),
-        ),
+    let anonymous = of(["anon", "total_rss"]);
+    let mapped = of(["file_mapped", "total_mapped_file"]);
+    match (anonymous, mapped) {
+        (Some(anonymous), Some(mapped)) => (Ok(number(anonymous + mapped)), Some(NOTE)),
         _ => (
-            Figure::NotAvailable(
-                "the engine's statistics do not distinguish anonymous memory from page cache"
-                    .into(),
-            ),
+            Err("the engine's statistics do not distinguish memory from page cache".to_owned()),
             None,
         ),
     }

@@ -1,22 +1,27 @@
-//! The list of all figures: name, meaning, unit, and place in the results. Every output uses it.
+//! All figures, one row each: name, unit, how it is read from a measurement, and which value is
+//! better. Every output uses this table, so a new figure is a new row.
 
 use crate::{
-    results::{Figure, Image, InUse, Packages, Results, Spread},
+    contents::Contents,
+    engine::Inspected,
+    load::Load,
+    results::{Figure, Image, Results},
+    trial::{Loads, Round},
     units::{Unit, number},
 };
 
-/// A row of the table.
 pub struct Row {
-    /// Name in `--fail-over` and in data formats.
+    /// Name in `--fail-over` and in results files.
     pub key: &'static str,
     pub group: &'static str,
     pub title: &'static str,
     /// What is measured, in a few words.
     pub meaning: &'static str,
     pub unit: Unit,
-    /// Whether lower or higher values are better.
     pub better: Better,
-    pub of: fn(&Image) -> Figure<Reading>,
+    /// Whether it is shown without `--all`.
+    pub is_headline: bool,
+    source: Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,57 +31,39 @@ pub enum Better {
     Neither,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub enum Reading {
-    Number {
-        value: f64,
-        range: Range,
-        /// The parts of the number, in words.
-        detail: Option<String>,
-    },
-    Words(String),
+/// The measurement that a figure is read from.
+enum Source {
+    Engine(fn(&Inspected) -> Figure),
+    Contents(fn(&Contents) -> Figure),
+    Rounds(fn(&[Round]) -> Figure),
+    /// Rounds with a load.
+    Load(fn(&[&Loads]) -> Figure),
+    /// Computed from other figures.
+    Figures(fn(&Image) -> Figure),
 }
 
-/// The uncertainty of a number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Range {
-    /// Counted: always the same for the same image.
-    None,
-    /// Measured once.
-    Unknown,
-    /// Lowest and highest of several measurements. The number is their median.
-    Between(f64, f64),
-}
-
-/// Assumed uncertainty of a figure that was measured once. The ranges of two figures touch if one
-/// is twice the other.
-///
-/// `compare` of the same image twice on two shared cores differed by up to 9 % in memory, 22 % in
-/// throughput and CPU, and 75 % in the 99 % latency.
-const CHANCE: f64 = 1.0 / 3.0;
-
-/// Returns the note about figures that were measured once.
-pub fn once(results: &Results) -> String {
-    let which = match results.settings.runs {
-        1 => "All figures but sizes and contents",
-        _ if results.has_load() => "Memory and load",
-        _ => "Memory",
-    };
-    format!("{which}: measured once, so differences below a factor of two may be chance.")
-}
+use Source::{Contents as Inside, Engine, Figures, Load as UnderLoad, Rounds};
 
 const SIZE: &str = "Size";
 const CONTENTS: &str = "Contents";
 const START: &str = "Start";
 const STOP: &str = "Stop";
 const MEMORY: &str = "Memory";
-const LOAD: &str = "Load";
+const WORK: &str = "Work";
+
+const BYTES: (Unit, Better) = (Unit::Bytes, Better::Lower);
+const SECONDS: (Unit, Better) = (Unit::Seconds, Better::Lower);
+const COUNT: (Unit, Better) = (Unit::Count, Better::Lower);
+const PER_SECOND: (Unit, Better) = (Unit::PerSecond, Better::Higher);
+const WORDS: (Unit, Better) = (Unit::Words, Better::Neither);
 
 const fn row(
     key: &'static str,
-    (group, title, meaning): (&'static str, &'static str, &'static str),
+    group: &'static str,
+    title: &'static str,
+    meaning: &'static str,
     (unit, better): (Unit, Better),
-    of: fn(&Image) -> Figure<Reading>,
+    source: Source,
 ) -> Row {
     Row {
         key,
@@ -85,237 +72,103 @@ const fn row(
         meaning,
         unit,
         better,
-        of,
+        is_headline: false,
+        source,
     }
 }
 
-const BYTES: (Unit, Better) = (Unit::Bytes, Better::Lower);
-const SECONDS: (Unit, Better) = (Unit::Seconds, Better::Lower);
-const COUNT: (Unit, Better) = (Unit::Count, Better::Lower);
-const FACT: (Unit, Better) = (Unit::Count, Better::Neither);
-const WORDS: (Unit, Better) = (Unit::Words, Better::Neither);
+impl Row {
+    const fn headline(mut self) -> Self {
+        self.is_headline = true;
+        self
+    }
+}
 
-/// All figures, in the order of the table.
+/// In the order of the table. Six figures carry the argument, and are shown without `--all`.
+#[rustfmt::skip] // a row is a line, or two
 pub const ROWS: &[Row] = &[
-    row(
-        "size",
-        (SIZE, "in the engine", "as docker images shows it"),
-        BYTES,
-        |i| of_count(&i.size.engine_bytes),
-    ),
-    row(
-        "unpacked",
-        (SIZE, "unpacked", "files that a container sees"),
-        BYTES,
-        |i| of_count(&i.size.unpacked_bytes),
-    ),
-    row(
-        "pull",
-        (
-            SIZE,
-            "pulled",
-            "compressed layers, as a pull transfers them",
-        ),
-        BYTES,
-        |i| of_count(&i.size.compressed_bytes),
-    ),
-    row("layers", (SIZE, "layers", "of the image"), FACT, |i| {
-        of_count(&i.size.layers)
-    }),
-    row(
-        "files",
-        (CONTENTS, "files", "that a container sees"),
-        COUNT,
-        |i| of_count(&i.size.files),
-    ),
-    row(
-        "executables",
-        (CONTENTS, "executables", "files with an execute permission"),
-        COUNT,
-        |i| of_count(&i.size.executables),
-    ),
-    row(
-        "packages",
-        (CONTENTS, "packages", "that scanners can find"),
-        COUNT,
-        |i| packages(&i.size.packages),
-    ),
-    row(
-        "shell",
-        (CONTENTS, "shell", "that an intruder could use"),
-        WORDS,
-        |i| or_none(&i.size.shell),
-    ),
-    row(
-        "package-managers",
-        (
-            CONTENTS,
-            "package managers",
-            "programs that install packages",
-        ),
-        COUNT,
-        |i| names(&i.size.package_managers),
-    ),
-    row(
-        "setuid",
-        (
-            CONTENTS,
-            "setuid files",
-            "that run with the rights of their owner or group",
-        ),
-        COUNT,
-        |i| {
-            i.size
-                .setuid
-                .map(|paths| Reading::number(number(paths.len() as u64)))
-        },
-    ),
-    row(
-        "user",
-        (CONTENTS, "user", "that runs the process"),
-        WORDS,
-        |i| i.size.user.map(|user| words(user)),
-    ),
-    row(
-        "base",
-        (CONTENTS, "distribution", "PRETTY_NAME in os-release"),
-        WORDS,
-        |i| or_none(&i.size.base),
-    ),
-    row(
-        "start",
-        (
-            START,
-            "create to first response",
-            "from the create call, with status 200",
-        ),
-        SECONDS,
-        |i| spread(&i.start.create_to_response),
-    ),
-    row(
-        "process",
-        (
-            START,
-            "process to first response",
-            "from the start of the process, with status 200",
-        ),
-        SECONDS,
-        |i| spread(&i.start.process_to_response),
-    ),
-    row(
-        "stop",
-        (STOP, "time to stop", "duration of docker stop"),
-        SECONDS,
-        |i| spread(&i.stop.seconds),
-    ),
-    row(
-        "exit-code",
-        (STOP, "exit code", "after the last stop"),
-        (Unit::Code, Better::Lower),
-        |i| {
-            // An exit code has 8 bits.
-            i.stop
-                .exit_code
-                .map(|code| Reading::number(i32::try_from(*code).map_or(f64::MAX, f64::from)))
-        },
-    ),
-    row(
-        "memory",
-        (
-            MEMORY,
-            "idle",
-            "of all processes, with the page cache that they map",
-        ),
-        BYTES,
-        |i| in_use(&i.memory.idle),
-    ),
-    row(
-        "memory-anonymous",
-        (
-            MEMORY,
-            "idle, anonymous",
-            "without page cache, which can be read again",
-        ),
-        BYTES,
-        |i| anonymous(&i.memory.idle),
-    ),
-    row(
-        "loaded",
-        (
-            MEMORY,
-            "after the load",
-            "the same, immediately after the load",
-        ),
-        BYTES,
-        |i| in_use(&i.memory.loaded),
-    ),
-    row(
-        "loaded-anonymous",
-        (
-            MEMORY,
-            "after, anonymous",
-            "without page cache, which can be read again",
-        ),
-        BYTES,
-        |i| anonymous(&i.memory.loaded),
-    ),
-    row(
-        "rate",
-        (LOAD, "throughput", "responses with status 200, closed loop"),
-        (Unit::PerSecond, Better::Higher),
-        |i| measured(&i.work.requests_per_second),
-    ),
-    row(
-        "p50",
-        (LOAD, "latency, median", "half of the responses took longer"),
-        SECONDS,
-        |i| measured(&i.work.p50_seconds),
-    ),
-    row(
-        "p99",
-        (LOAD, "latency, 99 %", "1 response in 100 took longer"),
-        SECONDS,
-        |i| measured(&i.work.p99_seconds),
-    ),
-    row(
-        "cpu",
-        (LOAD, "CPU per request", "CPU time of the container"),
-        SECONDS,
-        |i| measured(&i.work.cpu_seconds_per_request),
-    ),
-    row(
-        "requests",
-        (LOAD, "requests", "sent by the load generator"),
-        FACT,
-        |i| {
-            i.work
-                .requests
-                .map(|count| Reading::measured_once(number(*count)))
-        },
-    ),
-    row(
-        "errors",
-        (
-            LOAD,
-            "errors",
-            "requests without a response with status 200",
-        ),
-        COUNT,
-        |i| of_count(&i.work.errors),
-    ),
-    row(
-        "generator",
-        (LOAD, "load generator CPUs", "that it used"),
-        (Unit::Cpus, Better::Neither),
-        |i| measured(&i.work.generator_cpus),
-    ),
+    row("pull", SIZE, "pulled size", "compressed layers, as a pull transfers them", BYTES,
+        Inside(|contents| Figure::Count(contents.compressed_bytes))).headline(),
+    row("pull-5-mbit", SIZE, "pull at 5 Mbit/s", "computed from the pulled size", SECONDS,
+        Figures(|image| pull_seconds(image, 5e6))),
+    row("pull-50-mbit", SIZE, "pull at 50 Mbit/s", "computed from the pulled size", SECONDS,
+        Figures(|image| pull_seconds(image, 50e6))),
+    row("pull-1-gbit", SIZE, "pull at 1 Gbit/s", "computed from the pulled size", SECONDS,
+        Figures(|image| pull_seconds(image, 1e9))),
+    row("unpacked", SIZE, "unpacked size", "files that a container sees", BYTES,
+        Inside(|contents| Figure::Count(contents.unpacked_bytes))).headline(),
+    row("size", SIZE, "size in the engine", "as docker images shows it", BYTES,
+        Engine(|image| image.bytes.map_or_else(
+            || Figure::NotAvailable("the engine reports no size".to_owned()), Figure::Count))),
+    row("layers", SIZE, "layers", "of the image", (Unit::Count, Better::Neither),
+        Inside(|contents| Figure::Count(contents.layers))),
+
+    row("files", CONTENTS, "files", "that a container sees", COUNT,
+        Inside(|contents| Figure::Count(contents.files))).headline(),
+    row("executables", CONTENTS, "executables", "files with an execute permission", COUNT,
+        Inside(|contents| Figure::Count(contents.executables))),
+    row("packages", CONTENTS, "packages", "that scanners can find", COUNT,
+        Inside(|contents| contents.packages.clone().map_or_else(Figure::NotAvailable, Figure::Kinds))),
+    row("shell", CONTENTS, "shell", "that an intruder could use", WORDS,
+        Inside(|contents| or_none(contents.shell.as_ref()))),
+    row("package-managers", CONTENTS, "package managers", "programs that install packages", COUNT,
+        Inside(|contents| Figure::Names(contents.package_managers.clone()))),
+    row("setuid", CONTENTS, "setuid files", "that run with the rights of their owner or group", COUNT,
+        Inside(|contents| Figure::Names(contents.setuid.clone()))),
+    row("user", CONTENTS, "user", "that runs the process", WORDS,
+        Engine(|image| Figure::Words(if image.user.is_empty() { "root".into() } else { image.user.clone() }))),
+    row("base", CONTENTS, "distribution", "PRETTY_NAME in os-release", WORDS,
+        Inside(|contents| or_none(contents.base.as_ref()))),
+
+    row("start", START, "create to first response", "from the create call, with status 200", SECONDS,
+        Rounds(|rounds| each(rounds, |round| Ok(round.create_to_response)))).headline(),
+    row("process", START, "process to first response", "from the start of the process, with status 200", SECONDS,
+        Rounds(|rounds| each(rounds, |round| round.process_to_response.clone()))),
+
+    row("stop", STOP, "time to stop", "duration of docker stop", SECONDS,
+        Rounds(|rounds| each(rounds, |round| Ok(round.stop)))),
+    row("sigterm", STOP, "at SIGTERM", "seen in the last stop", WORDS,
+        Rounds(|rounds| rounds.last().map_or_else(none_completed, at_sigterm))),
+
+    row("memory", MEMORY, "idle memory", "of all processes, with the page cache that they map", BYTES,
+        Rounds(|rounds| each(rounds, |round| round.idle_memory.clone()))).headline(),
+    row("loaded", MEMORY, "memory after the load", "the same, immediately after the load", BYTES,
+        UnderLoad(|loads| each(loads, |load| load.memory.clone()))),
+
+    row("connections", WORK, "connections", "after a response", WORDS,
+        UnderLoad(|loads| Figure::Words(
+            if loads.iter().any(|load| load.kept.is_kept()) { "kept" } else { "closed" }.to_owned()))),
+    row("tasks", WORK, "processes and threads", "at work, in the last round", WORDS,
+        UnderLoad(|loads| loads.last().map_or_else(none_completed, |load| match &load.tasks {
+            Ok(tasks) => Figure::Words(tasks.to_string()),
+            Err(reason) => Figure::NotAvailable(reason.clone()),
+        }))),
+    row("rate", WORK, "throughput", "responses with status 200, connections kept if possible", PER_SECOND,
+        UnderLoad(|loads| each(loads, |load| Ok(load.kept.rate())))),
+    row("p50", WORK, "latency at full load, median", "half of the responses took longer", SECONDS,
+        UnderLoad(|loads| each(loads, |load| load.kept.latency(0.5)))),
+    row("p99", WORK, "latency at full load, 99 %", "1 response in 100 took longer", SECONDS,
+        UnderLoad(|loads| each(loads, |load| load.kept.latency(0.99)))),
+    row("cpu", WORK, "CPU per request", "CPU time of the container, connections kept if possible", SECONDS,
+        UnderLoad(|loads| each(loads, |load| load.kept.cpu_per_request()))).headline(),
+    row("rate-new", WORK, "throughput, new connections", "one connection for each request", PER_SECOND,
+        UnderLoad(|loads| each(loads, |load| Ok(load.new.rate())))),
+    row("cpu-new", WORK, "CPU per new connection", "with one request, CPU time of the container", SECONDS,
+        UnderLoad(|loads| each(loads, |load| load.new.cpu_per_request()))),
+    row("fixed-p50", WORK, "latency at a fixed rate, median", "from the time at which a request was due", SECONDS,
+        UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.5)))),
+    row("fixed-p99", WORK, "latency at a fixed rate, 99 %", "from the time at which a request was due", SECONDS,
+        UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.99)))),
+    row("errors", WORK, "errors", "requests without a response with status 200, in all rounds", COUNT,
+        UnderLoad(|loads| Figure::Count(loads.iter().map(|load| load.errors()).sum()))),
 ];
 
 /// Returns the rows of a comparison: without those about the load if there was none.
-pub fn rows(results: &Results) -> impl Iterator<Item = &'static Row> {
-    let needs_load = |row: &Row| row.group == LOAD || row.key.starts_with("loaded");
+pub fn rows(results: &Results, all: bool) -> impl Iterator<Item = &'static Row> {
     let has_load = results.has_load();
-    ROWS.iter().filter(move |row| has_load || !needs_load(row))
+    ROWS.iter()
+        .filter(move |row| all || row.is_headline)
+        .filter(move |row| has_load || !matches!(row.source, UnderLoad(_)))
 }
 
 /// Finds a row by its key.
@@ -323,212 +176,147 @@ pub fn row_of(key: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.key == key)
 }
 
+impl Image {
+    /// Reads all figures that come from the engine's description.
+    pub fn read_description(&mut self, image: &Inspected) {
+        self.fill(|source| match source {
+            Engine(read) => Some(read(image)),
+            _ => None,
+        });
+    }
+
+    pub fn read_contents(&mut self, contents: &Result<Contents, String>) {
+        self.fill(|source| match (source, contents) {
+            (Inside(read), Ok(contents)) => Some(read(contents)),
+            (Inside(_), Err(reason)) => Some(Figure::NotAvailable(reason.clone())),
+            _ => None,
+        });
+    }
+
+    pub fn read_rounds(&mut self, rounds: &[Round]) {
+        let loads: Vec<_> = rounds
+            .iter()
+            .filter_map(|round| round.loads.as_ref())
+            .collect();
+        self.fill(|source| match source {
+            Rounds(read) if !rounds.is_empty() => Some(read(rounds)),
+            UnderLoad(read) if !loads.is_empty() => Some(read(&loads)),
+            _ => None,
+        });
+    }
+
+    fn fill(&mut self, read: impl Fn(&Source) -> Option<Figure>) {
+        for row in ROWS {
+            let figure = read(&row.source).map(|figure| (row.key.to_owned(), figure));
+            self.figures.extend(figure);
+        }
+    }
+}
+
 impl Row {
+    pub fn of(&self, image: &Image) -> Figure {
+        match self.source {
+            Figures(compute) => compute(image),
+            _ => image.figure(self.key),
+        }
+    }
+
     /// Formats a figure: `0.352 s (0.331 – 0.410)`, `88 (dpkg 88)`, `/bin/sh`.
-    pub fn write(&self, reading: &Reading) -> String {
-        match reading {
-            Reading::Number {
-                value,
-                range: Range::Between(lowest, highest),
-                ..
-            } => self.unit.write_range(*value, (*lowest, *highest)),
-            Reading::Number {
-                value,
-                detail: Some(detail),
-                ..
-            } => {
-                format!("{} ({detail})", self.unit.write(*value))
+    pub fn write(&self, figure: &Figure) -> String {
+        let value = figure.value().unwrap_or_default();
+        let detail = match figure {
+            Figure::Words(words) => return words.clone(),
+            Figure::NotAvailable(_) => return "not available".to_owned(),
+            Figure::Samples(samples) if samples.len() > 1 => {
+                let extent = figure.extent().expect("there are samples");
+                return self.unit.write_range(value, extent);
             }
-            Reading::Number { value, .. } => self.unit.write(*value),
-            Reading::Words(words) => words.clone(),
-        }
-    }
-
-    /// Returns whether each image has the best figure. Several have it if their ranges overlap, and
-    /// none has it if all are equal.
-    pub fn best(&self, images: &[Image]) -> Vec<bool> {
-        let ranges: Vec<_> = images
-            .iter()
-            .map(|image| (self.of)(image).value().and_then(Reading::plausible))
-            .collect();
-        let ends = ranges.iter().flatten();
-        // The other end of the best range. Ranges that reach it are as good.
-        let reach = match self.better {
-            Better::Neither => None,
-            Better::Lower => ends.min_by(|a, b| a.0.total_cmp(&b.0)).map(|best| best.1),
-            Better::Higher => ends.max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0),
+            Figure::Samples(_) | Figure::Count(_) | Figure::Computed(_) => String::new(),
+            Figure::Kinds(kinds) => {
+                let kinds = kinds.iter().map(|(kind, count)| format!("{kind} {count}"));
+                kinds.collect::<Vec<_>>().join(", ")
+            }
+            // More would be a column of its own.
+            Figure::Names(names) if names.len() > 4 => format!("{}, …", names[..3].join(", ")),
+            Figure::Names(names) => names.join(", "),
         };
-        let best: Vec<_> = ranges
-            .iter()
-            .map(|range| match (range, reach, self.better) {
-                (Some(range), Some(reach), Better::Lower) => range.0 <= reach,
-                (Some(range), Some(reach), _) => range.1 >= reach,
-                _ => false,
-            })
-            .collect();
-        let distinct = ranges
-            .iter()
-            .zip(&best)
-            .any(|(range, best)| range.is_some() && !best);
-        if distinct {
-            best
+        let written = self.unit.write(value);
+        if detail.is_empty() {
+            written
         } else {
-            vec![false; images.len()]
+            format!("{written} ({detail})")
         }
     }
 }
 
-impl Reading {
-    pub fn number(value: f64) -> Self {
-        Reading::Number {
-            value,
-            range: Range::None,
-            detail: None,
-        }
-    }
+/// Reads a sample from each round. If one is missing, so is the figure.
+fn each<R>(rounds: &[R], read: impl Fn(&R) -> Result<f64, String>) -> Figure {
+    let samples: Result<Vec<_>, _> = rounds.iter().map(read).collect();
+    samples.map_or_else(Figure::NotAvailable, Figure::Samples)
+}
 
-    fn measured_once(value: f64) -> Self {
-        Reading::Number {
-            value,
-            range: Range::Unknown,
-            detail: None,
-        }
-    }
+fn none_completed() -> Figure {
+    Figure::NotAvailable("no round was completed".to_owned())
+}
 
-    pub fn value(&self) -> Option<f64> {
-        match self {
-            Reading::Number { value, .. } => Some(*value),
-            Reading::Words(_) => None,
-        }
-    }
+fn or_none(text: Option<&String>) -> Figure {
+    Figure::Words(text.map_or_else(|| "none".to_owned(), Clone::clone))
+}
 
-    /// Returns the lowest and the highest measured value.
-    pub fn extent(&self) -> Option<(f64, f64)> {
-        match *self {
-            Reading::Number {
-                range: Range::Between(lowest, highest),
-                ..
-            } => Some((lowest, highest)),
-            Reading::Number { value, .. } => Some((value, value)),
-            Reading::Words(_) => None,
-        }
-    }
-
-    /// Returns the lowest and the highest value that another measurement could have.
-    pub fn plausible(&self) -> Option<(f64, f64)> {
-        match *self {
-            Reading::Number {
-                value,
-                range: Range::Unknown,
-                ..
-            } => Some((value * (1.0 - CHANCE), value * (1.0 + CHANCE))),
-            _ => self.extent(),
-        }
+fn pull_seconds(image: &Image, bits_per_second: f64) -> Figure {
+    match image.figure("pull") {
+        Figure::Count(bytes) => Figure::Computed(number(bytes) * 8.0 / bits_per_second),
+        other => other,
     }
 }
 
-fn words(text: impl Into<String>) -> Reading {
-    Reading::Words(text.into())
+/// `docker stop` sends SIGTERM, and SIGKILL after 10 s.
+fn at_sigterm(last: &Round) -> Figure {
+    const SIGTERM: i64 = 128 + 15;
+    const SIGKILL: i64 = 128 + 9;
+    let reaction = match last.exit_code {
+        SIGTERM => "no handler, exit code 143".to_owned(),
+        SIGKILL => "ignored, then killed, exit code 137".to_owned(),
+        code => format!("handled, exit code {code}"),
+    };
+    Figure::Words(reaction)
 }
 
-fn of_count(figure: &Figure<u64>) -> Figure<Reading> {
-    figure.map(|count| Reading::number(number(*count)))
-}
-
-fn measured(figure: &Figure<f64>) -> Figure<Reading> {
-    figure.map(|value| Reading::measured_once(*value))
-}
-
-fn or_none(figure: &Figure<Option<String>>) -> Figure<Reading> {
-    figure.map(|text| words(text.as_deref().unwrap_or("none")))
-}
-
-fn names(figure: &Figure<Vec<String>>) -> Figure<Reading> {
-    figure.map(|names| with_detail(number(names.len() as u64), &names.join(", ")))
-}
-
-fn packages(figure: &Figure<Vec<Packages>>) -> Figure<Reading> {
-    figure.map(|packages| {
-        let kinds: Vec<_> = packages
-            .iter()
-            .map(|kind| format!("{} {}", kind.kind, kind.count))
-            .collect();
-        with_detail(
-            packages.iter().map(|kind| number(kind.count)).sum(),
-            &kinds.join(", "),
-        )
-    })
-}
-
-fn with_detail(value: f64, detail: &str) -> Reading {
-    Reading::Number {
-        value,
-        range: Range::None,
-        detail: (!detail.is_empty()).then(|| detail.to_owned()),
-    }
-}
-
-/// A results file can contain an empty spread.
-fn spread(figure: &Figure<Spread>) -> Figure<Reading> {
-    match figure {
-        Figure::Value(spread) if spread.samples.is_empty() => {
-            Figure::NotAvailable("no run was completed".to_owned())
-        }
-        Figure::Value(spread) => Figure::Value(Reading::Number {
-            value: spread.median(),
-            range: match spread.samples.len() {
-                1 => Range::Unknown,
-                _ => Range::Between(spread.lowest(), spread.highest()),
-            },
-            detail: None,
-        }),
-        Figure::NotAvailable(reason) => Figure::NotAvailable(reason.clone()),
-    }
-}
-
-fn in_use(figure: &Figure<InUse>) -> Figure<Reading> {
-    figure.map(|memory| {
-        Reading::measured_once(number(memory.anonymous_bytes) + number(memory.file_bytes))
-    })
-}
-
-fn anonymous(figure: &Figure<InUse>) -> Figure<Reading> {
-    figure.map(|memory| Reading::measured_once(number(memory.anonymous_bytes)))
+fn fixed(loads: &Loads) -> Result<&Load, String> {
+    loads
+        .fixed
+        .as_ref()
+        .ok_or_else(|| "no common rate: an image had no response".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::{ROWS, row_of};
-    use crate::results::{Figure, Spread, example};
-
-    #[test]
-    fn overlapping_ranges_share_the_best_place() {
-        let best = |key| row_of(key).unwrap().best(&example().images);
-        assert_eq!(best("pull"), [false, false, true, false]);
-        assert_eq!(best("start"), [false, true, true, false]);
-        // Measured once: 48,210/s and 44,120/s may be chance, but 1.1 MB and 2.9 MB are not.
-        assert_eq!(best("rate"), [false, true, true, false]);
-        assert_eq!(best("memory"), [false, false, true, false]);
-        assert_eq!(best("shell"), [false; 4]);
-        // All equal.
-        assert_eq!(best("errors"), [false; 4]);
-    }
+    use crate::results::example;
 
     #[test]
     fn keys_are_unique() {
-        assert!(
-            ROWS.iter()
-                .enumerate()
-                .all(|(at, row)| ROWS.iter().position(|other| other.key == row.key) == Some(at))
-        );
+        for (at, row) in ROWS.iter().enumerate() {
+            let first = ROWS.iter().position(|other| other.key == row.key);
+            assert_eq!(first, Some(at), "{}", row.key);
+        }
     }
 
     #[test]
-    fn an_empty_spread_is_not_available() {
-        let mut image = example().images.remove(0);
-        image.stop.seconds = Figure::Value(Spread {
-            samples: Vec::new(),
-        });
-        assert!((row_of("stop").unwrap().of)(&image).value().is_none());
+    fn six_figures_carry_the_argument() {
+        assert_eq!(ROWS.iter().filter(|row| row.is_headline).count(), 6);
+    }
+
+    #[test]
+    fn pull_times_are_computed() {
+        let image = &example().images[0]; // 371,920,441 bytes
+        let seconds = |key| row_of(key).unwrap().of(image).value().unwrap();
+        assert!((seconds("pull-5-mbit") - 595.07).abs() < 0.01);
+        assert!((seconds("pull-1-gbit") - 2.975).abs() < 0.001);
+        let failed = row_of("pull-1-gbit").unwrap().of(&example().images[3]);
+        assert_eq!(
+            failed.value().is_some(),
+            example().images[3].figure("pull").value().is_some()
+        );
     }
 }

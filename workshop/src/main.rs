@@ -1,26 +1,18 @@
 //! The presenter's tool. See `cargo workshop --help`.
 
-mod baseline;
-mod build;
-mod chart;
-mod client;
 mod compare;
 mod contents;
-mod context;
+mod differences;
 mod engine;
 mod figures;
 mod host;
-mod limits;
-mod official;
+mod load;
 mod output;
-mod progress;
-mod report;
 mod results;
 mod signals;
-mod slide;
+mod statistics;
 mod subject;
-mod summary;
-mod table;
+mod terminal;
 mod trial;
 mod tutorial;
 mod units;

@@ -1,5 +1,13 @@
 //! Output of results: the table, data formats, the report and the exit code. `cargo workshop show`.
 
+mod chart;
+mod limits;
+mod markdown;
+mod report;
+mod slide;
+mod table;
+mod view;
+
 use std::{
     fs,
     io::{ErrorKind, Write as _},
@@ -10,12 +18,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::{
-    limits::{self, Limit},
-    report,
-    results::Results,
-    slide, summary, table,
-};
+use self::{limits::Limit, view::View};
+use crate::{results::Results, terminal::clean};
+
+/// For more images than this, the default format has one line for each.
+const MANY: usize = 5;
 
 /// Arguments of `cargo workshop show`.
 #[derive(Args)]
@@ -30,8 +37,11 @@ pub struct Arguments {
 /// Options of all commands that print results.
 #[derive(Args)]
 pub struct Options {
-    /// Format of the output. json is the format of the results file [default: table, or summary for
-    /// more than 5 images]
+    /// Show all figures, and not only those that carry the argument
+    #[arg(long)]
+    pub all: bool,
+
+    /// Format of the output [default: table, or markdown for more than 5 images]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
 
@@ -40,7 +50,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Results file of an earlier comparison, to show the changes since then
+    /// Results file of an earlier comparison: show the changes since then, and exit with code 1 if
+    /// a figure is worse by more than chance
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
@@ -56,13 +67,13 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// All figures, with one column for each image
+    /// A table for the terminal, with one column for each image
     Table,
-    /// The most important figures, with one line for each image, as a Markdown table
-    Summary,
-    Json,
-    Csv,
+    /// A Markdown table with one line for each image, such as for a pull request
+    #[value(alias = "github")]
     Markdown,
+    /// The results file
+    Json,
 }
 
 /// Runs `cargo workshop show`.
@@ -135,20 +146,23 @@ impl Options {
 fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Result<ExitCode> {
     let baseline = options.read_baseline();
     let before = baseline.as_ref().ok().and_then(Option::as_ref);
+    let view = View::new(results, before, options.all);
     // Errors are returned at the end, so that no result is lost.
-    let files = directory.map_or(Ok(()), |directory| write_files(results, before, directory));
-    let many = results.images.len() > summary::MANY;
-    let default = if many { Format::Summary } else { Format::Table };
+    let files = directory.map_or(Ok(()), |directory| write_files(&view, directory));
+    let default = if results.images.len() > MANY {
+        Format::Markdown
+    } else {
+        Format::Table
+    };
     print(&match options.format.unwrap_or(default) {
-        Format::Table => table::text(results, before, table::Look::of_stdout()),
-        Format::Summary => summary::markdown(results, before),
+        Format::Table => table::text(&view, table::Look::of_stdout()),
+        Format::Markdown => markdown::markdown(&view),
         Format::Json => serde_json::to_string_pretty(results)? + "\n",
-        Format::Csv => table::csv(results, before)?,
-        Format::Markdown => table::markdown(results, before),
     })?;
-    let failures = limits::check(&options.fail_over, &results.images);
+    let mut failures = limits::check(&options.fail_over, &results.images);
+    failures.extend(view.regressions());
     for failure in &failures {
-        eprintln!("{}", table::clean(failure));
+        eprintln!("{}", clean(failure));
     }
     baseline?;
     files?;
@@ -166,16 +180,16 @@ fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Resul
 }
 
 /// Writes results.json first, because `show` can make the other files from it.
-fn write_files(results: &Results, baseline: Option<&Results>, directory: &Path) -> Result<()> {
+fn write_files(view: &View, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    results.write(&directory.join("results.json"))?;
+    view.results.write(&directory.join("results.json"))?;
     let write = |name: &str, content: &[u8]| {
         let file = directory.join(name);
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))
     };
-    write("report.html", report::html(results, baseline)?.as_bytes())?;
-    let picture = slide::svg(results)?;
+    write("report.html", report::html(view)?.as_bytes())?;
+    let picture = slide::svg(view)?;
     write("report.svg", picture.as_bytes())?;
     write(
         "report.png",

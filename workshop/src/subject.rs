@@ -3,9 +3,8 @@
 use std::str::FromStr;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use bollard::models::ImageInspect;
 
-use crate::tutorial;
+use crate::{engine::Inspected, tutorial};
 
 /// An image, and how requests reach it.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,27 +73,19 @@ impl Subject {
     ///
     /// # Errors
     /// The port is unset, and the image does not expose exactly one.
-    pub fn port(&self, image: &ImageInspect) -> Result<u16> {
+    pub fn port(&self, image: &Inspected) -> Result<u16> {
         if let Some(port) = self.port {
             return Ok(port);
         }
-        let exposed = image
-            .config
-            .as_ref()
-            .and_then(|config| config.exposed_ports.clone())
-            .unwrap_or_default();
-        let ports: Vec<u16> = exposed
-            .iter()
-            .filter_map(|port| port.trim_end_matches("/tcp").parse().ok())
-            .collect();
-        match ports[..] {
+        match image.ports[..] {
             [port] => Ok(port),
             [] => bail!(
                 "the image exposes no TCP port: add one, as {}:port=PORT",
                 self.name
             ),
             _ => bail!(
-                "the image exposes several ports, {ports:?}: choose one, as {}:port=PORT",
+                "the image exposes several ports, {:?}: choose one, as {}:port=PORT",
+                image.ports,
                 self.name
             ),
         }

@@ -1,17 +1,17 @@
 //! The tutorial's images: the original Python service, timber's, and the steps between them. From
 //! which Dockerfiles they are built, and on which base images.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fs,
-    path::Path,
-    sync::LazyLock,
-};
+mod context;
+pub mod prepare;
+
+use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
 
 use anyhow::{Context as _, Result};
-use bollard::{Docker, models::ImageInspect};
 
-use crate::{engine::find, results::StandIn};
+use crate::{
+    engine::{Engine, Inspected},
+    results::StandIn,
+};
 
 #[derive(Clone, Copy)]
 pub struct TutorialImage {
@@ -109,15 +109,11 @@ fn known(name: &str) -> Option<&'static TutorialImage> {
 ///
 /// # Errors
 /// The engine does not respond, or a Dockerfile cannot be read.
-pub async fn stand_ins(
-    docker: &Docker,
-    name: &str,
-    inspected: &ImageInspect,
-) -> Result<Vec<StandIn>> {
+pub async fn stand_ins(engine: &Engine, name: &str, inspected: &Inspected) -> Result<Vec<StandIn>> {
     let mut stand_ins = Vec::new();
     if let Some(image) = known(name) {
         for base in image.base_images()? {
-            let found = find(docker, &base).await?;
+            let found = engine.find(&base).await?;
             stand_ins.extend(found.and_then(|found| stand_in(&base, &found)));
         }
     }
@@ -128,10 +124,8 @@ pub async fn stand_ins(
 }
 
 /// Returns `image` as a stand-in if its label says that it is one.
-pub fn stand_in(image: &str, inspected: &ImageInspect) -> Option<StandIn> {
-    let config = inspected.config.as_ref()?;
-    let labels: &HashMap<_, _> = config.labels.as_ref()?;
-    let label = |name| labels.get(name).map(String::as_str);
+pub fn stand_in(image: &str, inspected: &Inspected) -> Option<StandIn> {
+    let label = |name| inspected.labels.get(name).map(String::as_str);
     (label(STAND_IN_LABEL) == Some("true")).then(|| StandIn {
         image: image.to_owned(),
         made_from: match label(RUST_LABEL) {
@@ -207,8 +201,6 @@ fn with_defaults(text: &str, defaults: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bollard::models::ImageConfig;
-
     use super::*;
 
     #[test]
@@ -246,12 +238,9 @@ mod tests {
             let labels = labels
                 .iter()
                 .map(|&(name, value)| (name.into(), value.into()));
-            ImageInspect {
-                config: Some(ImageConfig {
-                    labels: Some(labels.collect()),
-                    ..Default::default()
-                }),
-                ..Default::default()
+            Inspected {
+                labels: labels.collect(),
+                ..Inspected::default()
             }
         };
         let made_from = |labels: &[(&str, &str)]| {

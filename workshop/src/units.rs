@@ -7,10 +7,6 @@ pub enum Unit {
     Seconds,
     Count,
     PerSecond,
-    /// Number of CPUs in use.
-    Cpus,
-    /// Exit code.
-    Code,
     /// Text instead of a number.
     Words,
 }
@@ -37,19 +33,6 @@ const TYPED_BYTES: [(&str, f64); 8] = [
 const TYPED_SECONDS: [(&str, f64); 4] = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("s", 1.0)];
 
 impl Unit {
-    /// Returns its name in data formats.
-    pub fn name(self) -> &'static str {
-        match self {
-            Unit::Bytes => "bytes",
-            Unit::Seconds => "seconds",
-            Unit::Count => "count",
-            Unit::PerSecond => "per second",
-            Unit::Cpus => "processors",
-            Unit::Code => "code",
-            Unit::Words => "text",
-        }
-    }
-
     /// Formats a value with three significant digits: `882 kB`, `0.352 s`, `7.00 ms`.
     pub fn write(self, value: f64) -> String {
         let (scaled, suffix) = self.scaled(value, value);
@@ -93,10 +76,9 @@ impl Unit {
             Unit::Seconds if example == 0.0 => (three_digits(value), " s"),
             Unit::Seconds => of(&SECONDS),
             Unit::PerSecond => (thousands(value), "/s"),
-            Unit::Cpus => (format!("{value:.2}"), ""),
             // A scale can have marks at fractions.
             Unit::Count if value.fract() != 0.0 && value.abs() < 10.0 => (value.to_string(), ""),
-            Unit::Count | Unit::Code | Unit::Words => (thousands(value), ""),
+            Unit::Count | Unit::Words => (thousands(value), ""),
         }
     }
 

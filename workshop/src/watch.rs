@@ -27,7 +27,10 @@ use tokio_util::sync::CancellationToken;
 use client::{Connection, Progress, Target};
 use tally::{Connections, Event, Tally};
 
-use crate::{progress::width, signals::Signals, table::wrap};
+use crate::{
+    signals::Signals,
+    terminal::{width, wrap},
+};
 
 const HELP: &str = "\
 Requests are sent at fixed times, even if earlier ones have not finished, so that the rate stays \

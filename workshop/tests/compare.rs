@@ -112,17 +112,19 @@ fn containers() -> String {
     docker("ps --all --quiet --filter label=timber.workshop")
 }
 
-fn figure<'a>(results: &'a Value, image: &str, path: &str) -> &'a Value {
+fn figure<'a>(results: &'a Value, image: &str, key: &str) -> &'a Value {
     let images = results["images"].as_array().unwrap();
     let image = images.iter().find(|found| found["label"] == image).unwrap();
-    image
-        .pointer(path)
-        .and_then(|figure| figure.get("value"))
-        .unwrap_or_else(|| panic!("no {path} in {image:#}"))
+    let figure = image["figures"][key].as_object();
+    let (kind, value) = figure
+        .and_then(|figure| figure.iter().next())
+        .unwrap_or_else(|| panic!("no {key} in {image:#}"));
+    assert_ne!(kind, "not_available", "{key}: {value}");
+    value
 }
 
-fn lowest(results: &Value, image: &str, path: &str) -> f64 {
-    let samples = figure(results, image, path)["samples"].as_array().unwrap();
+fn lowest(results: &Value, image: &str, key: &str) -> f64 {
+    let samples = figure(results, image, key).as_array().unwrap();
     let samples = samples.iter().map(|sample| sample.as_f64().unwrap());
     samples.min_by(f64::total_cmp).expect("there are samples")
 }
@@ -176,7 +178,7 @@ fn sizes_agree_with_other_tools() {
     );
     let (code, said, results) = compare(&[
         &format!("{}:path=/index", image.0),
-        "--runs",
+        "--rounds",
         "1",
         "--load",
         "1",
@@ -184,14 +186,10 @@ fn sizes_agree_with_other_tools() {
         "json",
     ]);
     assert_eq!(code, Some(0), "{said}");
-    let size = |path: &str| {
-        figure(&results, &image.0, &format!("/size/{path}"))
-            .as_u64()
-            .unwrap()
-    };
+    let size = |key: &str| figure(&results, &image.0, key).as_u64().unwrap();
 
     let inspected = docker(&format!("image inspect --format {{{{.Size}}}} {}", image.0));
-    assert_eq!(size("engine_bytes"), inspected.parse::<u64>().unwrap());
+    assert_eq!(size("size"), inspected.parse::<u64>().unwrap());
 
     let directory = tempfile::tempdir().unwrap();
     let container = docker(&format!("create --label timber.test=true {}", image.0));
@@ -218,7 +216,7 @@ fn sizes_agree_with_other_tools() {
             .filter(replaced),
     );
     assert_eq!(
-        size("unpacked_bytes"),
+        size("unpacked"),
         files.iter().map(|(bytes, _)| bytes).sum::<u64>()
     );
     assert_eq!(size("files"), files.len() as u64);
@@ -229,15 +227,10 @@ fn sizes_agree_with_other_tools() {
             .stdout
             .len() as u64
     };
-    let (ours, theirs) = (
-        size("compressed_bytes"),
-        layers.iter().map(gzip).sum::<u64>(),
-    );
+    let (ours, theirs) = (size("pull"), layers.iter().map(gzip).sum::<u64>());
     assert!(ours.abs_diff(theirs) <= theirs / 20, "{ours} and {theirs}");
 
-    let setuid = figure(&results, &image.0, "/size/setuid")
-        .as_array()
-        .unwrap();
+    let setuid = figure(&results, &image.0, "setuid").as_array().unwrap();
     assert!(setuid.contains(&"/many/c".into()), "{setuid:?}");
     assert_eq!(containers(), "");
 }
@@ -255,7 +248,7 @@ fn start_times_agree_with_other_tools() {
     let (code, said, results) = compare(&[
         &slow_subject,
         base(),
-        "--runs",
+        "--rounds",
         "3",
         "--load",
         "1",
@@ -263,11 +256,11 @@ fn start_times_agree_with_other_tools() {
         "json",
     ]);
     assert_eq!(code, Some(0), "{said}");
-    for path in ["/start/process_to_response", "/start/create_to_response"] {
-        let difference = lowest(&results, &slow.0, path) - lowest(&results, base(), path);
+    for key in ["process", "start"] {
+        let difference = lowest(&results, &slow.0, key) - lowest(&results, base(), key);
         assert!(
             (difference - SLEEP).abs() < 1.0,
-            "{path}: {difference} s for a sleep of {SLEEP} s"
+            "{key}: {difference} s for a sleep of {SLEEP} s"
         );
     }
 
@@ -293,7 +286,7 @@ fn start_times_agree_with_other_tools() {
     }
     let independent = begin.elapsed().as_secs_f64();
     docker(&format!("rm --force {container}"));
-    let ours = lowest(&results, &slow.0, "/start/create_to_response");
+    let ours = lowest(&results, &slow.0, "start");
     assert!(
         (ours - independent).abs() < 1.5,
         "{ours} s, with docker run and curl {independent} s"
@@ -321,7 +314,7 @@ fn failed_images_are_reported_and_the_others_measured() {
     );
     let wrong_path = format!("{}=wrong path:path=/nothing", base());
     let arguments = [
-        "--runs", "1", "--load", "1", "--ready", "5", "--format", "json",
+        "--rounds", "1", "--load", "1", "--ready", "5", "--format", "json",
     ];
     let images = [
         "timber-test:absent",
@@ -356,9 +349,9 @@ fn failed_images_are_reported_and_the_others_measured() {
         );
     }
     assert_eq!(*failures[6], Value::Null);
-    assert_eq!(*figure(&results, base(), "/work/errors"), 0);
+    assert_eq!(*figure(&results, base(), "errors"), 0);
     assert!(
-        figure(&results, &silent.0, "/size/unpacked_bytes").as_u64() > Some(0),
+        figure(&results, &silent.0, "unpacked").as_u64() > Some(0),
         "a failed image has a size"
     );
     assert_eq!(containers(), "");
@@ -413,7 +406,7 @@ fn an_interrupted_comparison_removes_its_containers() {
     for (signal, delay) in [(Signal::INT, 0), (Signal::INT, 300), (Signal::TERM, 700)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
         command
-            .args(["compare", base(), "--runs", "100", "--output", "/nowhere"])
+            .args(["compare", base(), "--rounds", "100", "--output", "/nowhere"])
             .stdin(Stdio::null());
         let mut child = command
             .stdout(Stdio::null())
@@ -457,14 +450,14 @@ fn containers_of_a_killed_comparison_are_removed() {
         process::id(),
         base()
     ));
-    let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
+    let (code, said, _) = compare(&[base(), "--rounds", "1", "--load", "1"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains(&format!(
         "process {} is running another comparison on this engine",
         process::id()
     )));
     docker(&format!("rm {living}"));
-    let (code, said, _) = compare(&[base(), "--runs", "1", "--load", "1"]);
+    let (code, said, _) = compare(&[base(), "--rounds", "1", "--load", "1"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(
         said.contains("Containers of an aborted comparison removed: 1"),
@@ -498,7 +491,7 @@ fn figures_from_stand_ins_say_so() {
     let subject = format!("{}=inherited:path=/index", inherited.0);
     let mut command = workshop(&["compare", &subject, from_scratch, "--output", output]);
     let output = command
-        .args(["--runs", "1", "--load", "1"])
+        .args(["--rounds", "1", "--load", "1"])
         .output()
         .unwrap();
     let table = String::from_utf8(output.stdout).unwrap();

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use tar::{Archive, Entry, EntryType};
 
 use super::Contents;
-use crate::results::{Figure, Packages};
 
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"];
 const PACKAGE_MANAGERS: [&str; 12] = [
@@ -171,14 +170,14 @@ impl Tree {
         }
     }
 
-    fn packages(&self, inodes: &BTreeSet<usize>) -> Figure<Vec<Packages>> {
+    fn packages(&self, inodes: &BTreeSet<usize>) -> Result<BTreeMap<String, u64>, String> {
         let rpm = ["var/lib/rpm/", "usr/lib/sysimage/rpm/"];
         if self
             .nodes
             .keys()
             .any(|name| rpm.iter().any(|directory| name.starts_with(directory)))
         {
-            return Figure::NotAvailable("unsupported database: rpm".to_owned());
+            return Err("unsupported database: rpm".to_owned());
         }
         let counts = [
             ("dpkg", self.dpkg()),
@@ -196,14 +195,9 @@ impl Tree {
             ),
         ];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-        Figure::Value(
-            counts
-                .map(|(kind, count)| Packages {
-                    kind: kind.to_owned(),
-                    count,
-                })
-                .collect(),
-        )
+        Ok(counts
+            .map(|(kind, count)| (kind.to_owned(), count))
+            .collect())
     }
 
     /// Counts packages in dpkg's database, or, in images without dpkg, the files in status.d.

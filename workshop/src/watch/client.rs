@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::{net, net::TcpStream, task::JoinSet, time};
 
-use crate::table::clean;
+use crate::terminal::clean;
 
 /// Maximum size of a body in memory. The rest of a longer body is read and discarded.
 const BODY_LIMIT: usize = 64 * 1024;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::client::{Cause, Loss, Progress, Responder};
-use crate::table::clean;
+use crate::terminal::clean;
 
 /// A finished or a skipped request.
 pub enum Event {

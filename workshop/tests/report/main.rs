@@ -26,7 +26,10 @@ fn show(file: &Path, arguments: &[&str]) -> Output {
 fn changed(directory: &Path, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
     let mut results = serde_json::from_slice(&std::fs::read(RESULTS).unwrap()).unwrap();
     change(&mut results);
-    let file = directory.join("changed.json");
+    let file = tempfile::Builder::new()
+        .suffix(".json")
+        .tempfile_in(directory);
+    let (_, file) = file.unwrap().keep().unwrap();
     std::fs::write(&file, results.to_string()).unwrap();
     file
 }

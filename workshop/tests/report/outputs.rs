@@ -1,4 +1,4 @@
-//! Table, CSV, Markdown, JSON, files and exit codes.
+//! Table, Markdown, JSON, files and exit codes.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{RESULTS, changed, show, stderr, stdout};
 
-const REASON: &str = "the measurement ended early: no response with status 200 within 30 s";
+const REASON: &str = "the image failed before this measurement";
 
 /// Returns the results without the failed image.
 fn sound(directory: &Path) -> std::path::PathBuf {
@@ -61,54 +61,6 @@ fn names_cannot_control_the_terminal() {
 }
 
 #[test]
-fn csv_contains_one_line_per_figure() {
-    let output = stdout(&show(Path::new(RESULTS), &["--format", "csv"]));
-    let mut reader = csv::Reader::from_reader(output.as_bytes());
-    let columns = [
-        "image",
-        "label",
-        "figure",
-        "unit",
-        "value",
-        "lowest",
-        "highest",
-        "not_available",
-        "stand_ins",
-    ];
-    assert_eq!(reader.headers().unwrap(), &columns[..]);
-    let records: Vec<_> = reader.records().map(Result::unwrap).collect();
-    let of = |image: &str, figure: &str| -> Vec<String> {
-        let mut found = records
-            .iter()
-            .filter(|record| &record[0] == image && &record[2] == figure);
-        let record = found
-            .next()
-            .unwrap_or_else(|| panic!("missing {figure} of {image}"));
-        assert!(found.next().is_none());
-        record.iter().skip(3).map(str::to_owned).collect()
-    };
-    assert_eq!(
-        of("timber-tutorial:2", "size"),
-        ["bytes", "882184", "", "", "", "rust:1.95-alpine"]
-    );
-    assert_eq!(
-        of("timber-tutorial:2", "stop"),
-        ["seconds", "0.192", "0.187", "0.205", "", "rust:1.95-alpine"]
-    );
-    assert_eq!(
-        of("timber-tutorial:2", "errors"),
-        ["count", "0", "", "", "", "rust:1.95-alpine"]
-    );
-    let broken = "registry.example/team/broken:latest";
-    assert_eq!(of(broken, "errors"), ["count", "", "", "", REASON, ""]);
-    assert!(
-        records
-            .iter()
-            .any(|record| &record[1] == "broken <b>&\"</script>")
-    );
-}
-
-#[test]
 fn json_is_the_format_of_the_results_file() {
     let read = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
     let output = show(Path::new(RESULTS), &["--format", "json"]);
@@ -117,38 +69,42 @@ fn json_is_the_format_of_the_results_file() {
 
 /// Figures in the README's table, in its order.
 const README_FIGURES: [&str; 6] = [
-    "Size: pulled",
-    "Contents: files",
-    "Contents: shell",
-    "Start: process to first response",
-    "Memory: idle",
-    "Load: CPU per request",
+    "pulled size",
+    "files",
+    "shell",
+    "process to first response",
+    "idle memory",
+    "CPU per request",
 ];
 
-/// Returns the cells of the table rows that begin with one of the README's figures.
-fn figure_rows(markdown: &str) -> Vec<Vec<&str>> {
+/// Returns the cells of a Markdown table, line by line.
+fn cells(markdown: &str) -> Vec<Vec<&str>> {
     let rows = markdown.lines().filter_map(|line| {
         let line = line.strip_prefix('|')?.strip_suffix('|')?;
-        Some(line.split('|').map(str::trim).collect::<Vec<_>>())
+        Some(line.split('|').map(str::trim).collect())
     });
-    rows.filter(|cells| README_FIGURES.contains(&cells[0]))
-        .collect()
+    rows.collect()
 }
 
 #[test]
 fn the_readme_has_the_figures_of_its_picture() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let file = format!("{root}/docs/comparison/results.json");
-    let printed = stdout(&show(Path::new(&file), &["--format", "markdown"]));
+    let printed = stdout(&show(Path::new(&file), &["--all", "--format", "markdown"]));
     let readme = fs::read_to_string(format!("{root}/README.md")).unwrap();
-    let rows = figure_rows(&readme);
+    let mut rows = cells(&readme);
+    rows.retain(|cells| README_FIGURES.contains(&cells[0]));
     let names: Vec<_> = rows.iter().map(|cells| cells[0]).collect();
     assert_eq!(names, README_FIGURES, "figures in the table of README.md");
-    for (row, printed) in rows.iter().zip(figure_rows(&printed)) {
+    // The tool prints one line for each image, below the names and a rule.
+    let printed_cells = cells(&printed);
+    for row in rows {
+        let column = printed_cells[0].iter().position(|name| *name == row[0]);
+        let column = column.unwrap_or_else(|| panic!("no {} in {printed}", row[0]));
+        let figures: Vec<_> = printed_cells[2..].iter().map(|line| line[column]).collect();
         // The last column of the README says what the figure does not show.
-        assert_eq!(row.len(), printed.len() + 1, "{row:?}");
-        assert_eq!(row[..printed.len()], printed, "README.md");
-        assert!(row[printed.len()].len() > 10, "{row:?}");
+        assert_eq!(row[1..row.len() - 1], figures, "{} in README.md", row[0]);
+        assert!(row[row.len() - 1].len() > 10, "{row:?}");
     }
 
     // The README may wrap the sentence about stand-ins.
@@ -173,7 +129,7 @@ fn more_than_five_images_have_one_line_each() {
     let text = stdout(&show(&file, &[]));
     assert_eq!(
         text,
-        stdout(&show(&file, &["--format", "summary"])),
+        stdout(&show(&file, &["--format", "github"])),
         "the default"
     );
     let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
@@ -181,14 +137,14 @@ fn more_than_five_images_have_one_line_each() {
     for row in &rows {
         assert_eq!(row.chars().count(), rows[0].chars().count(), "{text}");
     }
-    assert!(rows[0].contains(" Size: pulled "), "{text}");
+    assert!(rows[0].contains(" pulled size "), "{text}");
     assert!(rows[4].starts_with("| timber-tutorial:2 † "), "{text}");
     assert!(
-        text.contains(&format!("- [2] not available: {REASON}")),
+        text.contains(&format!("- [1] not available: {REASON}")),
         "{text}"
     );
-    let table = stdout(&show(&file, &["--format", "table"]));
-    assert!(table.contains("CPU per request"), "{table}");
+    let table = stdout(&show(&file, &["--format", "table", "--all"]));
+    assert!(table.contains("setuid files"), "{table}");
 }
 
 #[test]
@@ -198,19 +154,33 @@ fn without_a_load_its_figures_are_omitted() {
         results["settings"]["load_seconds"] = 0.0.into();
     });
     let directory = directory.path().to_str().unwrap();
-    let shown = |format| stdout(&show(&file, &["--format", format, "--output", directory]));
-    let [table, markdown, csv] = ["table", "markdown", "csv"].map(shown);
+    let shown = |format| {
+        let arguments = ["--all", "--format", format, "--output", directory];
+        stdout(&show(&file, &arguments))
+    };
+    let [table, markdown] = ["table", "markdown"].map(shown);
     let page = fs::read_to_string(format!("{directory}/report.html")).unwrap();
     // The page ends with the results file.
     let page = page.split("results.json, with all").next().unwrap();
     for text in [&table, &markdown, page] {
-        assert!(text.contains("idle, anonymous"), "{text}");
+        assert!(text.contains("idle memory"), "{text}");
         assert!(!text.contains("CPU per request"), "{text}");
-        assert!(!text.contains("after, anonymous"), "{text}");
+        assert!(!text.contains("memory after the load"), "{text}");
     }
-    assert!(csv.contains(",memory,") && !csv.contains(",cpu,"), "{csv}");
-    assert!(table.contains("Memory: measured once"), "{table}");
     assert!(page.contains("without a load"), "{page}");
+}
+
+#[test]
+fn by_default_six_figures_are_shown() {
+    let rows = |arguments: &[&str]| {
+        let arguments = [&["--format", "markdown"], arguments].concat();
+        let text = stdout(&show(Path::new(RESULTS), &arguments));
+        cells(&text)[0].len() - 1
+    };
+    assert_eq!(rows(&[]), 6);
+    assert!(rows(&["--all"]) > 25);
+    let table = stdout(&show(Path::new(RESULTS), &[]));
+    assert!(table.contains("--all shows the other figures"), "{table}");
 }
 
 #[test]
@@ -221,11 +191,11 @@ fn markdown_escapes_names() {
     });
     let text = stdout(&show(&file, &["--format", "markdown"]));
     let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
-    assert!(rows.len() > 20);
+    assert_eq!(rows.len(), 6, "names, a rule, and four images");
     for row in &rows {
-        assert_eq!(row.replace("\\|", "").matches('|').count(), 6, "{row}");
+        assert_eq!(row.replace("\\|", "").matches('|').count(), 8, "{row}");
     }
-    assert!(rows[0].contains("\\<b\\>"), "{}", rows[0]);
+    assert!(rows[5].contains("\\<b\\>"), "{}", rows[5]);
 }
 
 #[test]
@@ -261,24 +231,33 @@ fn exceeded_limits_set_the_exit_code() {
 fn a_baseline_shows_changes() {
     let directory = tempfile::tempdir().unwrap();
     let earlier = changed(directory.path(), |results| {
-        results["images"][2]["size"]["engine_bytes"]["value"] = 881_302.into();
-        results["images"][2]["stop"]["seconds"]["value"]["samples"] = serde_json::json!([0.1, 0.2]);
+        results["images"].as_array_mut().unwrap().truncate(3);
+        let figures = &mut results["images"][2]["figures"];
+        figures["size"]["count"] = 883_066.into();
+        figures["memory"]["samples"][3] = 1.0.into();
     });
-    let earlier = earlier.to_str().unwrap();
-    let text = stdout(&show(Path::new(RESULTS), &["--baseline", earlier]));
-    assert!(text.contains("882 kB, +0.1 %"), "{text}");
-    assert!(text.contains("0.192 s (0.187 – 0.205), ≈"), "{text}");
-    assert!(text.contains("≈ means that the ranges overlap"), "{text}");
-
-    let csv = stdout(&show(
-        Path::new(RESULTS),
-        &["--baseline", earlier, "--format", "csv"],
-    ));
+    let same = sound(directory.path());
+    let compared = |file: &Path, earlier: &Path| {
+        let earlier = earlier.to_str().unwrap();
+        show(file, &["--all", "--baseline", earlier])
+    };
+    let output = compared(&same, &earlier);
+    let text = stdout(&output);
+    assert!(text.contains("882 kB, -0.1 %"), "{text}");
+    assert!(text.contains(", ≈"), "{text}");
     assert!(
-        csv.contains(
-            "timber-tutorial:2,timber-tutorial:2,size,bytes,882184,,,,rust:1.95-alpine,881302"
-        ),
-        "{csv}"
+        text.contains("≈ means that the change may be chance"),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    let output = compared(&earlier, &same);
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (
+            Some(1),
+            "timber-tutorial:2: size is worse than in the baseline: 883 kB, before 882 kB\n"
+        )
     );
 
     let output = show(Path::new(RESULTS), &["--baseline", "/no/such/file"]);

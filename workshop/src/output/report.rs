@@ -8,11 +8,13 @@ use minijinja::{
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use super::{
+    chart,
+    view::{Cell, View},
+};
 use crate::{
-    baseline, chart,
-    figures::{Reading, Row, once, row_of, rows},
-    results::{DATE, Figure, Image, Results},
-    table::unbreakable,
+    figures::{Row, row_of, rows},
+    results::{DATE, Image, Results},
     units::{Unit, number},
 };
 
@@ -29,14 +31,6 @@ struct Line {
     title: &'static str,
     meaning: &'static str,
     cells: Vec<Cell>,
-}
-
-#[derive(Serialize)]
-struct Cell {
-    figure: String,
-    reason: Option<String>,
-    change: Option<String>,
-    best: bool,
 }
 
 /// An image in the race.
@@ -58,7 +52,8 @@ struct Lane {
 /// # Errors
 ///
 /// The template is invalid.
-pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
+pub fn html(view: &View) -> Result<String> {
+    let results = view.results;
     let hash = BASE64_STANDARD.encode(Sha256::digest(SCRIPT));
     render(
         "report.html",
@@ -67,14 +62,15 @@ pub fn html(results: &Results, baseline: Option<&Results>) -> Result<String> {
             style => STYLE,
             script => SCRIPT,
             policy => format!("default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'"),
-            charts => Serde(chart::charts(results, &chart::PAGE)),
-            lanes => Serde(lanes(results)),
-            lines => Serde(lines(results, baseline)),
-            here => here(results),
+            charts => Serde(chart::charts(view)),
+            lanes => Serde(lanes(view)),
+            lines => Serde(lines(view)),
+            all => view.all,
+            here => here(view),
             stand_ins => results.stand_in_legend(),
             images => Serde(results.images.iter().map(Described::from).collect::<Vec<_>>()),
-            legend => baseline.map(baseline::legend),
-            once => once(results),
+            legend => view.legend(),
+            notes => Serde(view.notes()),
             results => Serde(results),
             facts => Serde(facts(results)),
             file => serde_json::to_string_pretty(results)?,
@@ -98,18 +94,16 @@ pub fn render(name: &str, template: &str, values: minijinja::Value) -> Result<St
         .with_context(|| format!("cannot render {name}"))
 }
 
-fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
+fn lines(view: &View) -> Vec<Line> {
     let mut group = "";
     let line = |row: &'static Row| {
         let first = row.group != group;
         group = row.group;
-        let best = row.best(&results.images);
-        let cells = results
-            .images
-            .iter()
-            .zip(best)
-            .map(|(image, best)| cell(row, image, best, baseline))
-            .collect();
+        let mut cells = view.cells(row);
+        for cell in &mut cells {
+            // A word joiner, because a no-break space after a dash can break (UAX 14, rule LB12a).
+            cell.text = cell.text.replace('–', "–\u{2060}");
+        }
         Line {
             group,
             first,
@@ -118,71 +112,38 @@ fn lines(results: &Results, baseline: Option<&Results>) -> Vec<Line> {
             cells,
         }
     };
-    rows(results).map(line).collect()
+    rows(view.results, true).map(line).collect()
 }
 
-fn cell(row: &Row, image: &Image, best: bool, baseline: Option<&Results>) -> Cell {
-    match (row.of)(image) {
-        Figure::NotAvailable(reason) => Cell {
-            figure: "not available".to_owned(),
-            reason: Some(reason),
-            change: None,
-            best: false,
-        },
-        Figure::Value(reading) => Cell {
-            // A word joiner, because a no-break space after a dash can break (UAX 14, rule LB12a).
-            figure: unbreakable(&row.write(&reading)).replace('–', "–\u{2060}"),
-            reason: None,
-            change: baseline
-                .and_then(|baseline| baseline::same_image(baseline, image))
-                .and_then(|before| baseline::change(row, &reading, before))
-                .map(|change| change.replace(' ', "\u{a0}")),
-            best,
-        },
-    }
-}
-
-fn lanes(results: &Results) -> Vec<Lane> {
+fn lanes(view: &View) -> Vec<Lane> {
     let row = |key| row_of(key).expect("the key is known");
     let (start, process) = (row("start"), row("process"));
-    let extents: Vec<_> = results
-        .images
-        .iter()
-        .map(|image| (start.of)(image).value().and_then(Reading::plausible))
-        .collect();
     let lane = |(index, image): (usize, &Image)| {
-        let figure = (start.of)(image);
-        let seconds = figure.value().and_then(Reading::value);
-        let running = (process.of)(image).value().and_then(Reading::value);
+        let figure = start.of(image);
+        let seconds = figure.value();
+        let running = process.of(image).value();
         Lane {
             label: image.marked_label(),
             ink: chart::ink(index),
             seconds,
-            figure: figure.value().map_or_else(
-                || "not available".to_owned(),
-                |reading| start.write(reading),
-            ),
+            figure: start.write(&figure),
             engine: seconds
                 .zip(running)
                 .map(|(all, running)| ((all - running) / all * 100.0).clamp(0.0, 100.0)),
-            place: place(index, &extents),
-            reason: match figure {
-                Figure::NotAvailable(reason) => Some(reason),
-                Figure::Value(_) => None,
-            },
+            place: place(view, start, index),
+            reason: figure.reason().map(str::to_owned),
         }
     };
-    results.images.iter().enumerate().map(lane).collect()
+    view.results.images.iter().enumerate().map(lane).collect()
 }
 
-/// An image with its notes.
+/// An image, for the places that name it.
 #[derive(Serialize)]
 struct Described<'a> {
     label: String,
     name: &'a str,
     id: &'a str,
     failure: Option<&'a str>,
-    notes: Vec<String>,
 }
 
 impl<'a> From<&'a Image> for Described<'a> {
@@ -192,48 +153,42 @@ impl<'a> From<&'a Image> for Described<'a> {
             name: &image.name,
             id: &image.id,
             failure: image.failure.as_deref(),
-            notes: image.all_notes().collect(),
         }
     }
 }
 
-/// Returns the place in the race. Images whose ranges overlap share the better place.
-fn place(index: usize, extents: &[Option<(f64, f64)>]) -> String {
-    let Some((lowest, highest)) = extents[index] else {
+/// Returns the place in the race. Images whose difference may be chance share the better place.
+fn place(view: &View, start: &Row, index: usize) -> String {
+    let times: Vec<_> = view
+        .results
+        .images
+        .iter()
+        .map(|i| start.of(i).value())
+        .collect();
+    let Some(own) = times[index] else {
         return String::new();
     };
-    let others = || {
-        extents
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| *other != index)
-            .filter_map(|(_, extent)| *extent)
-    };
-    let before = others().filter(|other| other.1 < lowest).count();
-    let tied = others().any(|other| other.0 <= highest && lowest <= other.1);
+    let others = || (0..times.len()).filter(|other| *other != index);
+    let is_real = |other: &usize| view.differences.is_real(start, index, *other);
+    let before = others().filter(|other| is_real(other) && times[*other] < Some(own));
+    let before = before.filter(|other| times[*other].is_some()).count();
+    let tied = others().any(|other| times[other].is_some() && !is_real(&other));
     format!("{}{}", before + 1, if tied { "=" } else { "" })
 }
 
 /// Returns a sentence about size and start time in this comparison.
-fn here(results: &Results) -> Option<String> {
+fn here(view: &View) -> Option<String> {
     let (pull, start) = (row_of("pull")?, row_of("start")?);
-    let both = results.images.iter().filter_map(|image| {
-        let (pull, start) = ((pull.of)(image), (start.of)(image));
-        Some((
-            pull.value()?.value()?,
-            start.value()?.value()?,
-            start.value()?.plausible()?,
-            &image.label,
-        ))
+    let images = &view.results.images;
+    let both = images.iter().enumerate().filter_map(|(index, image)| {
+        Some((pull.of(image).value()?, start.of(image).value()?, index))
     });
     let mut both: Vec<_> = both.collect();
     both.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let ((small, fast, fast_range, smallest), (large, slow, slow_range, largest)) =
-        (both.first()?, both.last()?);
-    if both.len() < 2 || *small <= 0.0 || *fast <= 0.0 {
+    let (&(small, fast, smallest), &(large, slow, largest)) = (both.first()?, both.last()?);
+    if both.len() < 2 || small <= 0.0 || fast <= 0.0 {
         return None;
     }
-    let overlap = fast_range.0 <= slow_range.1 && slow_range.0 <= fast_range.1;
     let times = |ratio: f64| {
         if ratio >= 10.0 {
             Unit::Count.write(ratio)
@@ -242,13 +197,15 @@ fn here(results: &Results) -> Option<String> {
         }
     };
     Some(format!(
-        "Here, a pull of {largest} transfers {} times as many bytes as one of {smallest}, and its start takes {} times as long{}.",
+        "Here, a pull of {} transfers {} times as many bytes as one of {}, and its start takes {} times as long{}.",
+        images[largest].label,
         times(large / small),
+        images[smallest].label,
         times(slow / fast),
-        if overlap {
-            ", which is within the spread"
+        if view.differences.is_real(start, smallest, largest) {
+            ", which is more than chance. The size is not the only difference: the programs differ, too"
         } else {
-            ", which is beyond the spread. The size is not the only difference: the programs differ, too"
+            ", which may be chance"
         }
     ))
 }
@@ -263,10 +220,7 @@ pub struct Facts {
 
 pub fn facts(results: &Results) -> Facts {
     let (machine, engine) = (&results.machine, &results.engine);
-    let model = match &machine.cpu_model {
-        Figure::Value(model) => model.clone(),
-        Figure::NotAvailable(reason) => format!("CPU model not available: {reason}"),
-    };
+    let model = machine.cpu_model.as_deref().unwrap_or("CPU model unknown");
     Facts {
         machine: format!(
             "{} × {} ({model}), {} memory, Linux {}, {}",

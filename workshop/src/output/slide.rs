@@ -7,13 +7,12 @@ use minijinja::{context, value::Serde};
 use resvg::{tiny_skia, usvg};
 use serde::Serialize;
 
-use crate::{
+use super::{
     chart::{self, Bar, Chart},
     report::{facts, render},
-    results::Results,
-    summary,
-    units::number,
+    view::View,
 };
+use crate::{results::Results, units::number};
 
 const SLIDE: &str = include_str!("report.svg");
 
@@ -22,14 +21,10 @@ const SLIDE: &str = include_str!("report.svg");
 /// # Errors
 ///
 /// The template is invalid.
-pub fn svg(results: &Results) -> Result<String> {
-    let titled = if results.images.len() > summary::MANY {
-        &chart::CROWDED_SLIDE[..]
-    } else {
-        &chart::SLIDE
-    };
-    let charts = chart::charts(results, titled);
-    let height = Panel::TOTAL_HEIGHT / number(titled.len().div_ceil(2) as u64);
+pub fn svg(view: &View) -> Result<String> {
+    let results = view.results;
+    let charts = chart::charts(view);
+    let height = Panel::TOTAL_HEIGHT / number(charts.len().div_ceil(2).max(1) as u64);
     let panels: Vec<_> = charts
         .iter()
         .enumerate()
@@ -46,7 +41,7 @@ pub fn svg(results: &Results) -> Result<String> {
             stand_ins => results.stand_in_legend().map(|legend| cut(&legend, 160)),
             note => cut(&most_common_note(results).unwrap_or_default(), 160),
             machine => cut(&facts.machine, 150),
-            made => cut(&format!("{} · {} · medians of {} runs", facts.engine, facts.date, results.settings.runs), 150),
+            made => cut(&format!("{} · {} · medians of {} rounds", facts.engine, facts.date, results.settings.rounds), 150),
             command => cut(&results.command, 150),
         },
     )
@@ -108,7 +103,7 @@ fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
 struct Panel {
     x: f64,
     y: f64,
-    title: &'static str,
+    title: String,
     meaning: &'static str,
     bars: Vec<Strip>,
     /// Font sizes of values and of names.
@@ -196,7 +191,7 @@ impl Panel {
         Panel {
             x: 40.0 + column * (Self::WIDTH + 40.0),
             y: 118.0 + line * height,
-            title: chart.title,
+            title: chart.title.clone(),
             meaning: chart.meaning,
             letters,
             names,
@@ -245,12 +240,14 @@ fn shortened(text: &str, most: usize) -> String {
 mod tests {
     use resvg::usvg::fontdb::Database;
 
-    use super::{png_with, shortened, svg};
+    use super::{View, png_with, shortened, svg};
     use crate::results::example;
 
     #[test]
     fn a_machine_without_fonts_is_told_what_to_install() {
-        let error = png_with(&svg(&example()).unwrap(), Database::new()).unwrap_err();
+        let results = example();
+        let slide = svg(&View::new(&results, None, false)).unwrap();
+        let error = png_with(&slide, Database::new()).unwrap_err();
         assert!(error.to_string().contains("fonts-dejavu-core"), "{error}");
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use tar::HeaderMode;
 
-use crate::tutorial::{ROOT, TutorialImage};
+use super::{ROOT, TutorialImage};
 
 /// Returns the build context of an image as a tar archive, with its Dockerfile. Owners and times
 /// are left out, because the engine's cache ignores them. So the cache is shared with

@@ -1,8 +1,8 @@
 //! `--fail-over`: limits of figures.
 
 use crate::{
-    figures::{Better, ROWS, Reading, Row, row_of},
-    results::{Figure, Image},
+    figures::{Better, ROWS, Row, row_of},
+    results::Image,
     units::Unit,
 };
 
@@ -55,7 +55,7 @@ pub fn parse(text: &str) -> Result<Limit, String> {
 
 /// A limit makes sense only if a higher value is worse.
 fn can_be_limited(row: &Row) -> bool {
-    row.unit != Unit::Words && (row.better == Better::Lower || row.key == "layers")
+    row.better == Better::Lower
 }
 
 impl Limit {
@@ -73,20 +73,23 @@ impl Limit {
             self.row.key,
             self.row.unit.write_mark(self.value),
         );
-        match (self.row.of)(image) {
-            Figure::Value(Reading::Number { value, .. }) if value <= self.value => None,
-            Figure::Value(reading) => {
-                let written = self.row.write(&reading);
-                let exact = reading.value().filter(|_| self.row.unit == Unit::Bytes);
-                let exact = exact
-                    .map(|value| format!(", {} bytes,", Unit::Count.write(value)))
-                    .unwrap_or_default();
+        let figure = self.row.of(image);
+        match figure.value() {
+            Some(value) if value <= self.value => None,
+            Some(value) => {
+                let written = self.row.write(&figure);
+                let exact = if self.row.unit == Unit::Bytes {
+                    format!(", {} bytes,", Unit::Count.write(value))
+                } else {
+                    String::new()
+                };
                 Some(format!(
                     "{label}: {key} {written}{exact} exceeds the limit of {limit}"
                 ))
             }
-            Figure::NotAvailable(reason) => Some(format!(
-                "{label}: {key} is not available, so its limit of {limit} is not met: {reason}"
+            None => Some(format!(
+                "{label}: {key} is not available, so its limit of {limit} is not met: {}",
+                figure.reason().unwrap_or_default()
             )),
         }
     }
@@ -163,7 +166,7 @@ mod tests {
             ("size", "expected FIGURE=LIMIT"),
             (
                 "girth=1kB",
-                "unknown figure `girth`: expected one of size, unpacked, pull",
+                "unknown figure `girth`: expected one of pull, pull-5-mbit",
             ),
             ("shell=1", "unknown figure `shell`"),
             ("rate=1", "unknown figure `rate`"),
