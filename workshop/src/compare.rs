@@ -1,7 +1,7 @@
 //! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
 //! conditions.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::HashMap, process::ExitCode, time::Duration};
 
 use anyhow::{Result, anyhow};
 use clap::{Args, value_parser};
@@ -23,13 +23,26 @@ use crate::{
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Local images of HTTP services, as IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]
+    /// Local images of HTTP services, as IMAGE[=LABEL][:KEY=VALUE]…
     ///
-    /// PORT is the port inside the container [default: the one that the image exposes]. HOST is the
-    /// port on this machine [default: a free one]. GET /PATH must return status 200 [default: /, or
-    /// /index for images of the tutorial]. Default images: the three images of the tutorial, which
-    /// are built first if they are missing.
-    #[arg(value_name = "IMAGE")]
+    /// What requests the container gets:
+    ///   port=[HOST:]PORT   its port, and the port on this machine [default: the exposed port, a free one]
+    ///   path=/PATH         of GET requests [default: /, or /index for images of the tutorial]
+    ///   status=NUMBER      of a good response [default: 200]
+    ///   header=NAME: VALUE repeatable
+    ///
+    /// How it runs, as with docker run:
+    ///   command=WORDS      instead of the image's command, quoted as in a shell
+    ///   env=NAME=VALUE     repeatable
+    ///   user=USER
+    ///   memory=SIZE        limit, such as 64MB
+    ///   cpus=NUMBER        limit, such as 0.5
+    ///   mount=/FROM:/TO    read-only, repeatable
+    ///   network=NETWORK    to join, such as one of Compose with a database
+    ///
+    /// Default images: the tutorial's Python service, as it is and tuned, and this one in both images.
+    /// They are built first if they are missing.
+    #[arg(value_name = "IMAGE", verbatim_doc_comment)]
     images: Vec<Subject>,
 
     /// Compare the steps of docs/from-1-gb-to-nothing.md with timber-tutorial:1, :2 and :3
@@ -51,7 +64,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
     connections: u32,
 
-    /// Maximum time from the start of a container to its first response with status 200
+    /// Maximum time from the start of a container to its first good response
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..=600))]
     ready: u32,
 
@@ -79,11 +92,14 @@ impl Arguments {
 /// # Errors
 /// Nothing can be measured, such as without an engine.
 pub async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let subjects = if arguments.images.is_empty() {
-        let images = arguments.tutorial_images().iter();
-        images
+    let subjects: Vec<Subject> = if arguments.ladder {
+        let steps = tutorial::LADDER.iter();
+        steps
             .map(|image| format!("{}={}", image.name, image.label()).parse())
             .collect::<Result<_>>()?
+    } else if arguments.images.is_empty() {
+        let images = tutorial::COMPARED.iter();
+        images.map(|image| image.parse()).collect::<Result<_>>()?
     } else {
         arguments.images.clone()
     };
@@ -240,6 +256,11 @@ impl Comparison<'_> {
                     Err(error) => image.failure = Some(format!("{error:#}")),
                 }
                 image.notes.extend(tutorial::note(&subject.name));
+                if !subject.options.is_empty() {
+                    image
+                        .notes
+                        .push(format!("run with {}", subject.options.join(", ")));
+                }
                 match tutorial::stand_ins(self.engine, &subject.name, &found).await {
                     Ok(stand_ins) => image.stand_ins = stand_ins,
                     Err(error) => image.notes.push(format!("stand-ins unknown: {error:#}")),
@@ -265,11 +286,16 @@ impl Comparison<'_> {
             .sum();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let bar = Bar::new("sizes", bytes as u64 * 2, "{percent} %");
+        // An image can run in several ways.
+        let mut known = HashMap::new();
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
             bar.say(&row.subject.label);
-            let contents = contents(self.engine, &row.subject.name, &bar).await;
-            row.image
-                .read_contents(&contents.map_err(|error| format!("{error:#}")));
+            if !known.contains_key(&row.image.id) {
+                let contents = contents(self.engine, &row.subject.name, &bar).await;
+                let contents = contents.map_err(|error| format!("{error:#}"));
+                known.insert(row.image.id.clone(), contents);
+            }
+            row.image.read_contents(&known[&row.image.id]);
         }
     }
 

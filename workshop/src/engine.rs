@@ -15,7 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use bollard::{
     Docker,
     errors::Error::DockerResponseServerError,
-    models::{ContainerCreateBody, HealthConfig, HostConfig, PortBinding},
+    models::{
+        ContainerCreateBody, HealthConfig, HostConfig, MountType, NetworkConnectRequest,
+        PortBinding,
+    },
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, StatsOptionsBuilder, StopContainerOptionsBuilder,
@@ -49,6 +52,31 @@ pub struct Container {
     pub id: String,
     /// Where its port is published.
     pub address: SocketAddr,
+}
+
+/// How a container differs from that of `docker run IMAGE`.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Port on this machine. `None`: a free one.
+    pub published: Option<u16>,
+    pub command: Option<Vec<String>>,
+    /// `NAME=VALUE`
+    pub env: Vec<String>,
+    pub user: Option<String>,
+    /// Limit in bytes.
+    pub memory: Option<i64>,
+    /// Limit of CPU time per time.
+    pub cpus: Option<f64>,
+    /// Read-only.
+    pub mounts: Vec<Mount>,
+    /// A network to join, beside the default one.
+    pub network: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Mount {
+    pub source: String,
+    pub target: String,
 }
 
 /// Resources that the processes of a container have used.
@@ -196,13 +224,8 @@ impl Engine {
     }
 
     /// Creates a container with a published port. Does not start it.
-    pub async fn create(
-        &self,
-        image: &str,
-        port: u16,
-        published: Option<u16>,
-    ) -> Result<Container> {
-        let free = published.map_or_else(free_port, Ok)?;
+    pub async fn create(&self, image: &str, port: u16, run: &RunOptions) -> Result<Container> {
+        let free = run.published.map_or_else(free_port, Ok)?;
         let inside = format!("{port}/tcp");
         let binding = PortBinding {
             host_ip: Some("127.0.0.1".into()),
@@ -210,6 +233,9 @@ impl Engine {
         };
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
+            cmd: run.command.clone(),
+            env: Some(run.env.clone()),
+            user: run.user.clone(),
             labels: Some(HashMap::from([(
                 LABEL.to_owned(),
                 process::id().to_string(),
@@ -222,6 +248,9 @@ impl Engine {
             }),
             host_config: Some(HostConfig {
                 port_bindings: Some(HashMap::from([(inside, Some(vec![binding]))])),
+                memory: run.memory,
+                nano_cpus: run.cpus.map(nano),
+                mounts: Some(run.mounts.iter().map(Mount::read_only).collect()),
                 ..HostConfig::default()
             }),
             ..ContainerCreateBody::default()
@@ -239,10 +268,23 @@ impl Engine {
             .spawn(create)
             .await?
             .context("cannot create a container")?;
+        if let Some(network) = &run.network {
+            self.join(&created.id, network).await?;
+        }
         Ok(Container {
             id: created.id,
             address: (Ipv4Addr::LOCALHOST, free).into(),
         })
+    }
+
+    /// Connects a container to a network, in which other containers serve it.
+    async fn join(&self, container: &str, network: &str) -> Result<()> {
+        let request = NetworkConnectRequest {
+            container: container.to_owned(),
+            ..NetworkConnectRequest::default()
+        };
+        let joined = self.docker.connect_network(network, request).await;
+        joined.with_context(|| format!("cannot join the network {network}"))
     }
 
     pub async fn start(&self, container: &Container) -> Result<()> {
@@ -406,6 +448,27 @@ impl Engine {
             threads: threads.ok_or("the engine does not count threads")?,
         })
     }
+}
+
+impl Mount {
+    fn read_only(&self) -> bollard::models::Mount {
+        bollard::models::Mount {
+            source: Some(self.source.clone()),
+            target: Some(self.target.clone()),
+            typ: Some(MountType::BIND),
+            read_only: Some(true),
+            ..bollard::models::Mount::default()
+        }
+    }
+}
+
+/// Returns billionths.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "checked when it was parsed"
+)]
+fn nano(value: f64) -> i64 {
+    (value * 1e9) as i64
 }
 
 /// Rejects remote engines: requests are sent to published ports on this machine.

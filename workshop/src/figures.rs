@@ -120,9 +120,9 @@ pub const ROWS: &[Row] = &[
     row("base", CONTENTS, "distribution", "PRETTY_NAME in os-release", WORDS,
         Inside(|contents| or_none(contents.base.as_ref()))),
 
-    row("start", START, "create to first response", "from the create call, with status 200", SECONDS,
+    row("start", START, "create to first response", "from the create call, with the expected status", SECONDS,
         Rounds(|rounds| each(rounds, |round| Ok(round.create_to_response)))).headline(),
-    row("process", START, "process to first response", "from the start of the process, with status 200", SECONDS,
+    row("process", START, "process to first response", "from the start of the process, the same response", SECONDS,
         Rounds(|rounds| each(rounds, |round| round.process_to_response.clone()))),
 
     row("stop", STOP, "time to stop", "duration of docker stop", SECONDS,
@@ -143,7 +143,9 @@ pub const ROWS: &[Row] = &[
             Ok(tasks) => Figure::Words(tasks.to_string()),
             Err(reason) => Figure::NotAvailable(reason.clone()),
         }))),
-    row("rate", WORK, "throughput", "responses with status 200, connections kept if possible", PER_SECOND,
+    row("cpus", WORK, "CPUs", "that the container may use", (Unit::Count, Better::Neither),
+        UnderLoad(|loads| loads.last().map_or_else(none_completed, |load| Figure::Computed(load.cpus)))),
+    row("rate", WORK, "throughput", "responses, connections kept if possible", PER_SECOND,
         UnderLoad(|loads| each(loads, |load| Ok(load.kept.rate())))),
     row("p50", WORK, "latency at full load, median", "half of the responses took longer", SECONDS,
         UnderLoad(|loads| each(loads, |load| load.kept.latency(0.5)))),
@@ -159,7 +161,7 @@ pub const ROWS: &[Row] = &[
         UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.5)))),
     row("fixed-p99", WORK, "latency at a fixed rate, 99 %", "from the time at which a request was due", SECONDS,
         UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.99)))),
-    row("errors", WORK, "errors", "requests without a response with status 200, in all rounds", COUNT,
+    row("errors", WORK, "errors", "requests without the expected response, in all rounds", COUNT,
         UnderLoad(|loads| Figure::Count(loads.iter().map(|load| load.errors()).sum()))),
 ];
 

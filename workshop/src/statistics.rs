@@ -74,7 +74,7 @@ mod tests {
         assert_eq!((median(&[]), range(&[])), (None, None));
     }
 
-    /// Expected: `scipy.stats.mannwhitneyu(a, b, method="asymptotic").pvalue` of SciPy 1.17.
+    /// Expected: `scipy.stats.mannwhitneyu(a, b, method="asymptotic").pvalue`, version 1.17.
     #[test]
     fn the_rank_test_agrees_with_scipy() {
         let series = |first: f64| -> Vec<f64> { (0..10).map(|n| first + f64::from(n)).collect() };

@@ -1,74 +1,160 @@
-//! An image to compare, as written on the command line.
+//! An image to compare, and how it runs, as written on the command line.
 
 use std::str::FromStr;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use hyper::{
+    StatusCode,
+    header::{HeaderName, HeaderValue},
+};
 
-use crate::{engine::Inspected, tutorial};
+use crate::{
+    engine::{Inspected, Mount, RunOptions},
+    tutorial,
+    units::Unit,
+};
 
-/// An image, and how requests reach it.
-#[derive(Clone, Debug, PartialEq)]
+const FORM: &str = "IMAGE[=LABEL][:KEY=VALUE]…";
+
+/// Names of the values that can follow an image.
+const KEYS: [&str; 11] = [
+    "port", "path", "status", "header", "command", "env", "user", "memory", "cpus", "mount",
+    "network",
+];
+
+/// An image, how its container runs, and what requests it gets.
+#[derive(Clone, Debug)]
 pub struct Subject {
     pub name: String,
     pub label: String,
     /// Port inside the container. `None`: the exposed one.
     port: Option<u16>,
-    /// Port on this machine. `None`: a free one.
-    pub published: Option<u16>,
     pub path: String,
+    /// Status of a good response.
+    pub status: StatusCode,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub run: RunOptions,
+    /// What differs from `docker run IMAGE`, as on the command line.
+    pub options: Vec<String>,
 }
 
 impl FromStr for Subject {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        const FORM: &str = "IMAGE[=LABEL][:port=[HOST:]PORT][:path=/PATH]";
-        // Names and labels can contain colons, but not these words.
-        let (text, path) = match text.split_once(":path=") {
-            Some((rest, path)) => (rest, Some(path)),
-            None => (text, None),
-        };
-        let (text, ports) = match text.split_once(":port=") {
-            Some((rest, ports)) => (rest, Some(ports)),
-            None => (text, None),
-        };
-        let (name, label) = text.split_once('=').unwrap_or((text, text));
+        let (image, options) = split(text);
+        let (name, label) = image.split_once('=').unwrap_or((image, image));
         ensure!(
             !name.is_empty() && !label.is_empty(),
             "missing image in {text:?}: expected {FORM}"
         );
-        let path = path.unwrap_or_else(|| tutorial::path(name));
-        ensure!(
-            path.starts_with('/'),
-            "invalid path {path:?}: expected a slash at the start"
-        );
-        ensure!(
-            !path.contains(":port="),
-            "the port must precede the path: expected {FORM}"
-        );
-        let number = |text: &str| match text.parse() {
-            Ok(0) | Err(_) => Err(anyhow!(
-                "invalid port {text:?}: expected a number from 1 to 65535 in {FORM}"
-            )),
-            Ok(port) => Ok(port),
+        let mut subject = Subject {
+            name: name.to_owned(),
+            label: label.to_owned(),
+            port: None,
+            path: tutorial::path(name).to_owned(),
+            status: StatusCode::OK,
+            headers: Vec::new(),
+            run: RunOptions::default(),
+            options: Vec::new(),
         };
-        let (published, port) =
-            match ports.map(|ports| ports.split_once(':').unwrap_or(("", ports))) {
-                Some(("", port)) => (None, Some(number(port)?)),
-                Some((published, port)) => (Some(number(published)?), Some(number(port)?)),
-                None => (None, None),
-            };
-        Ok(Subject {
-            name: name.into(),
-            label: label.into(),
-            port,
-            published,
-            path: path.into(),
-        })
+        for (key, value) in options {
+            subject
+                .set(key, value)
+                .with_context(|| format!("invalid {key} {value:?} of {name}"))?;
+            if !["port", "path"].contains(&key) {
+                subject.options.push(format!("{key}={value}"));
+            }
+        }
+        Ok(subject)
     }
 }
 
+/// Splits a text before each `:KEY=` with a known key. Names, labels and values can contain colons.
+fn split(text: &str) -> (&str, Vec<(&str, &str)>) {
+    let starts = |at: usize| {
+        let rest = &text[at + 1..];
+        let key = KEYS.iter().find(|key| {
+            let value = rest.strip_prefix(**key);
+            value.is_some_and(|value| value.starts_with('='))
+        })?;
+        Some((at, *key))
+    };
+    let found: Vec<_> = text
+        .match_indices(':')
+        .filter_map(|(at, _)| starts(at))
+        .collect();
+    let ends = found.iter().skip(1).map(|(at, _)| *at).chain([text.len()]);
+    let options = found.iter().zip(ends);
+    let image = found.first().map_or(text, |(at, _)| &text[..*at]);
+    let options = options.map(|((at, key), end)| (*key, &text[at + key.len() + 2..end]));
+    (image, options.collect())
+}
+
 impl Subject {
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "port" => {
+                let (published, port) = value.split_once(':').unwrap_or(("", value));
+                if !published.is_empty() {
+                    self.run.published = Some(port_number(published)?);
+                }
+                self.port = Some(port_number(port)?);
+            }
+            "path" => {
+                ensure!(value.starts_with('/'), "expected a slash at the start");
+                value.clone_into(&mut self.path);
+            }
+            "status" => {
+                self.status = value.parse().context("expected a number from 100 to 999")?;
+            }
+            "header" => {
+                let (name, value) = value.split_once(':').context("expected NAME: VALUE")?;
+                self.headers.push((
+                    name.trim().parse().context("expected NAME: VALUE")?,
+                    value.trim().parse().context("expected NAME: VALUE")?,
+                ));
+            }
+            "command" => {
+                let words = shlex::split(value).filter(|words| !words.is_empty());
+                self.run.command = Some(words.context("expected a command, quoted as in a shell")?);
+            }
+            "env" => {
+                let is_set = value
+                    .split_once('=')
+                    .is_some_and(|(name, _)| !name.is_empty());
+                ensure!(is_set, "expected NAME=VALUE");
+                self.run.env.push(value.to_owned());
+            }
+            "user" => self.run.user = Some(value.to_owned()),
+            "memory" => {
+                let bytes = Unit::Bytes.parse(value).map_err(|error| anyhow!(error))?;
+                #[expect(clippy::cast_possible_truncation, reason = "a fraction of a byte")]
+                let bytes = bytes as i64;
+                self.run.memory = Some(bytes);
+            }
+            "cpus" => {
+                let cpus = value
+                    .parse()
+                    .ok()
+                    .filter(|cpus| (0.01..=1024.0).contains(cpus));
+                self.run.cpus = Some(cpus.context("expected a number such as 0.5 or 2")?);
+            }
+            "mount" => {
+                let paths = value.split_once(':');
+                let (source, target) = paths
+                    .filter(|(source, target)| source.starts_with('/') && target.starts_with('/'))
+                    .context("expected /HOST/PATH:/CONTAINER/PATH")?;
+                self.run.mounts.push(Mount {
+                    source: source.to_owned(),
+                    target: target.to_owned(),
+                });
+            }
+            _ => self.run.network = Some(value.to_owned()),
+        }
+        Ok(())
+    }
+
     /// Returns the port inside the container.
     ///
     /// # Errors
@@ -92,33 +178,66 @@ impl Subject {
     }
 }
 
+fn port_number(text: &str) -> Result<u16> {
+    let port = text.parse().ok().filter(|port| *port > 0);
+    port.context("expected [HOST:]PORT with numbers from 1 to 65535")
+}
+
 #[cfg(test)]
 mod tests {
     use super::Subject;
 
+    fn subject(text: &str) -> Subject {
+        text.parse()
+            .unwrap_or_else(|error| panic!("{text}: {error:#}"))
+    }
+
     #[test]
     fn parses_names_labels_ports_and_paths() {
-        let subject = |text: &str| text.parse::<Subject>().unwrap();
         let plain = subject("registry:5000/a/b:1");
         assert_eq!(
             (plain.name.as_str(), plain.label.as_str()),
             ("registry:5000/a/b:1", "registry:5000/a/b:1")
         );
         assert_eq!(
-            (plain.port, plain.published, plain.path.as_str()),
+            (plain.port, plain.run.published, plain.path.as_str()),
             (None, None, "/")
         );
-        let full = subject("web:2=Our web:port=9000:80:path=/a:b");
+        let full = subject("web:2=Our: web:port=9000:80:path=/a:b");
         assert_eq!(
             (full.name.as_str(), full.label.as_str()),
-            ("web:2", "Our web")
+            ("web:2", "Our: web")
         );
         assert_eq!(
-            (full.port, full.published, full.path.as_str()),
+            (full.port, full.run.published, full.path.as_str()),
             (Some(80), Some(9000), "/a:b")
         );
         assert_eq!(subject("timber-tutorial:2").path, "/index");
-        assert_eq!(subject("a:port=80").port, Some(80));
+        assert_eq!(subject("a:path=/:port=80").port, Some(80));
+        assert!(full.options.is_empty());
+    }
+
+    #[test]
+    fn parses_how_a_container_runs() {
+        let full = subject(
+            "db:1:env=A=b:c:env=D=:command=sh -c 'exec run --port 80':user=1:2:memory=64MiB:cpus=1.5\
+             :mount=/etc:/data:network=net:status=204:header=Accept: text/html",
+        );
+        assert_eq!(full.run.env, ["A=b:c", "D="]);
+        assert_eq!(
+            full.run.command.as_deref().unwrap(),
+            ["sh", "-c", "exec run --port 80"]
+        );
+        assert_eq!(full.run.user.as_deref(), Some("1:2"));
+        assert_eq!(
+            (full.run.memory, full.run.cpus),
+            (Some(64 << 20), Some(1.5))
+        );
+        assert_eq!(full.run.mounts[0].target, "/data");
+        assert_eq!(full.run.network.as_deref(), Some("net"));
+        assert_eq!(full.status.as_u16(), 204);
+        assert_eq!(full.headers[0].1, "text/html");
+        assert_eq!(full.options.len(), 10);
     }
 
     #[test]
@@ -126,12 +245,19 @@ mod tests {
         for (text, part) in [
             ("", "missing image"),
             ("=label", "missing image"),
-            ("a:port=0", "port \"0\""),
-            ("a:port=x:80", "port \"x\""),
-            ("a:port=80:70000", "port \"70000\""),
+            ("a:port=0", "invalid port \"0\" of a"),
+            ("a:port=x:80", "invalid port \"x:80\""),
+            ("a:port=80:70000", "from 1 to 65535"),
             ("a:path=index", "slash"),
+            ("a:status=ok", "invalid status \"ok\""),
+            ("a:header=x", "NAME: VALUE"),
+            ("a:command='", "quoted as in a shell"),
+            ("a:env=b", "NAME=VALUE"),
+            ("a:memory=64", "missing unit in `64`"),
+            ("a:cpus=many", "such as 0.5 or 2"),
+            ("a:mount=data:/data", "/HOST/PATH:/CONTAINER/PATH"),
         ] {
-            let error = text.parse::<Subject>().unwrap_err().to_string();
+            let error = format!("{:#}", text.parse::<Subject>().unwrap_err());
             assert!(error.contains(part), "{error}");
         }
     }

@@ -10,6 +10,7 @@ use crate::{
     engine::{Container, Engine, Tasks, Usage},
     load::{Load, Pattern, Service},
     subject::Subject,
+    units::number,
 };
 
 /// Duration of the load before the measured load.
@@ -63,6 +64,8 @@ pub struct Loads {
     pub kept: Load,
     pub new: Load,
     pub fixed: Option<Load>,
+    /// Number of CPUs that the container may use.
+    pub cpus: f64,
     /// Memory and tasks immediately after the load.
     pub memory: Result<f64, String>,
     pub tasks: Result<Tasks, String>,
@@ -92,7 +95,7 @@ impl Trial<'_> {
         let begin = Instant::now();
         let container = self
             .engine
-            .create(&self.subject.name, self.port, self.subject.published)
+            .create(&self.subject.name, self.port, &self.subject.run)
             .await?;
         let round = self.measure(&container, begin).await;
         self.engine.remove(&container.id).await?;
@@ -103,6 +106,8 @@ impl Trial<'_> {
         let service = Service {
             address: container.address,
             path: self.subject.path.clone(),
+            headers: self.subject.headers.clone(),
+            status: self.subject.status,
         };
         let (responded, at) = self.ready(container, &service).await?;
         let process_to_response = self.engine.since_start(container, at).await?;
@@ -129,7 +134,7 @@ impl Trial<'_> {
         })
     }
 
-    /// Starts the container. Returns the time at the end of its first response with status 200.
+    /// Starts the container. Returns the time at the end of its first good response.
     async fn ready(
         &self,
         container: &Container,
@@ -147,7 +152,8 @@ impl Trial<'_> {
         match time::timeout(self.plan.timeout, response).await {
             Ok(response) => response,
             Err(_) => bail!(
-                "no response with status 200 to GET {} on port {} within {:?}; last attempt: {last_attempt}",
+                "no response with status {} to GET {} on port {} within {:?}; last attempt: {last_attempt}",
+                self.subject.status.as_u16(),
                 self.subject.path,
                 self.port,
                 self.plan.timeout
@@ -174,9 +180,15 @@ impl Trial<'_> {
             kept,
             new,
             fixed,
+            cpus: self.cpus(),
             memory: usage.memory,
             tasks: self.engine.tasks(container, usage.threads).await,
         })
+    }
+
+    fn cpus(&self) -> f64 {
+        let all = number(self.engine.machine.cpus);
+        self.subject.run.cpus.map_or(all, |limit| limit.min(all))
     }
 
     async fn load(

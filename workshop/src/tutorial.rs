@@ -34,7 +34,19 @@ const HUG: &str = "workshop/hug";
 const GLIBC: TutorialImage = image("timber-tutorial:1", "Dockerfile", REPOSITORY);
 const MUSL: TutorialImage = image("timber-tutorial:2", "Dockerfile.musl", REPOSITORY);
 
-/// The images that `compare` compares by default.
+/// What `compare` compares by default. The Python image comes twice, because gunicorn's defaults, one
+/// worker that closes each connection, are not how someone who knows it would run it. The tuned
+/// command follows gunicorn's documentation: (2 × cores) + 1 workers, and their heartbeat files in
+/// memory.
+pub const COMPARED: [&str; 4] = [
+    "timber-workshop:hug=tutorial: Python, gunicorn",
+    "timber-workshop:hug=Python, gunicorn tuned:command=sh -c 'exec gunicorn --bind=0.0.0.0:8080 \
+     --workers=$((2 * $(nproc) + 1)) --threads=4 --keep-alive=75 --worker-tmp-dir=/dev/shm app:__hug_wsgi__'",
+    "timber-tutorial:1=Rust on Debian",
+    "timber-tutorial:2=Rust on scratch",
+];
+
+/// The images of [`COMPARED`].
 pub const IMAGES: [TutorialImage; 3] = [
     image("timber-workshop:hug", "workshop/hug/Dockerfile", HUG),
     GLIBC,
