@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, value_parser};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
@@ -11,14 +11,16 @@ use tokio::task;
 
 use crate::{
     contents::{self, Contents},
+    differences::Differences,
     engine::Engine,
-    output,
+    load, output,
     results::{FORMAT, Image, Results, Settings},
     signals::Signals,
     subject::Subject,
     terminal::{Bar, clean},
     trial::{Plan, Round, Trial},
     tutorial::{self, TutorialImage, prepare::prepare},
+    units::number,
 };
 
 #[derive(Args)]
@@ -57,8 +59,8 @@ pub struct Arguments {
 
     /// Duration of each of the three kinds of load in a round: kept connections, new connections
     /// and a fixed rate. 0: no load [default: 1, or 0 with --ladder]
-    #[arg(long, value_name = "SECONDS", hide_default_value = true, default_value_t = 1, default_value_if("ladder", "true", "0"), value_parser = value_parser!(u32).range(0..=3600))]
-    load: u32,
+    #[arg(long, value_name = "SECONDS", hide_default_value = true, default_value = "1", default_value_if("ladder", "true", "0"), value_parser = seconds)]
+    load: Duration,
 
     /// Number of connections of the load. Each has one request in flight
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=10_000))]
@@ -85,6 +87,15 @@ impl Arguments {
             _ => &[],
         }
     }
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| (0.0..=3600.0).contains(seconds));
+    let seconds = seconds.context("expected a number of seconds from 0 to 3600, such as 0.5")?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Returns exit code 0, or 1 if an image failed or a figure exceeds its limit.
@@ -133,7 +144,7 @@ async fn measure(
     let plan = Plan {
         timeout: Duration::from_secs(arguments.ready.into()),
         connections: arguments.connections,
-        load: Duration::from_secs(arguments.load.into()),
+        load: arguments.load,
         fixed_rate: None,
     };
     announce(arguments.rounds, subjects.len(), plan);
@@ -141,6 +152,7 @@ async fn measure(
     let mut comparison = Comparison {
         engine,
         plan,
+        generator_limit: None,
         rows: Vec::new(),
     };
     for subject in subjects {
@@ -148,6 +160,10 @@ async fn measure(
     }
     comparison.sizes().await;
     comparison.rehearse().await;
+    if !plan.load.is_zero() {
+        let limit = load::own_limit(plan.connections, Duration::from_secs(1)).await?;
+        comparison.generator_limit = Some(limit);
+    }
     // Early, because the measurement takes minutes.
     for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
         if let Some(failure) = failure {
@@ -164,19 +180,22 @@ async fn measure(
             row.image.notes.push(note.clone());
         }
     }
+    let images: Vec<_> = comparison.rows.into_iter().map(|row| row.image).collect();
     Ok(Results {
         format: FORMAT,
         begun,
         command: command_line(),
         settings: Settings {
             rounds: arguments.rounds,
-            load_seconds: arguments.load.into(),
+            load_seconds: arguments.load.as_secs_f64(),
             connections: arguments.connections,
             fixed_rate: comparison.plan.fixed_rate,
+            generator_limit: comparison.generator_limit,
         },
         machine: engine.machine.clone(),
         engine: engine.description.clone(),
-        images: comparison.rows.into_iter().map(|row| row.image).collect(),
+        differences: Differences::among(&images).describe(&images),
+        images,
     })
 }
 
@@ -216,6 +235,8 @@ fn command_line() -> String {
 struct Comparison<'a> {
     engine: &'a Engine,
     plan: Plan,
+    /// Requests per second of the load generator alone.
+    generator_limit: Option<f64>,
     rows: Vec<Row>,
 }
 
@@ -329,6 +350,12 @@ impl Comparison<'_> {
             row.image.read_rounds(&rounds);
             let note = rounds.iter().find_map(|round| round.note);
             row.image.notes.extend(note.map(str::to_owned));
+            if let Some(limit) = self.generator_limit {
+                let loads = rounds.iter().filter_map(|round| round.loads.as_ref());
+                let kept: Vec<_> = loads.map(|loads| &loads.kept).collect();
+                let cpus = number(self.engine.machine.cpus);
+                row.image.notes.extend(load::bottleneck(&kept, limit, cpus));
+            }
         }
     }
 }

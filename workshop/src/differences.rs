@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     figures::{Better, ROWS, Row},
-    results::{Figure, Image},
+    results::{Difference, Figure, Image},
     statistics::{holm, rank_test},
 };
 
@@ -47,6 +47,15 @@ impl Differences {
             }
         }
         Differences(pairs)
+    }
+
+    /// Returns the differences as the results file has them.
+    pub fn describe(&self, images: &[Image]) -> Vec<Difference> {
+        let pairs = self.0.iter().map(|((a, b), keys)| Difference {
+            images: [*a, *b].map(|index| images[index].label.clone()),
+            figures: keys.iter().map(|key| (*key).to_owned()).collect(),
+        });
+        pairs.collect()
     }
 
     pub fn is_real(&self, row: &Row, a: usize, b: usize) -> bool {

@@ -19,9 +19,14 @@ use hyper::{
     header::{HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet, time};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time,
+};
 
-use crate::units::number;
+use crate::{statistics::median, units::number};
 
 /// Time for a request. After that it counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,6 +120,63 @@ impl Load {
             return Err("no request had a good response".to_owned());
         }
         Ok(())
+    }
+}
+
+/// Measures the load generator: returns the requests per second that it reaches with a server that
+/// does nothing, in this process.
+///
+/// # Errors
+/// There is no free port.
+pub async fn own_limit(connections: u32, duration: Duration) -> Result<f64> {
+    const RESPONSE: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n{\"timber\": \"so delicious\"}\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let service = Service {
+        address: listener.local_addr()?,
+        path: "/".to_owned(),
+        headers: Vec::new(),
+        status: StatusCode::OK,
+    };
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                // Each read returns one request, because the client waits for the response.
+                let mut request = [0; 1024];
+                while matches!(stream.read(&mut request).await, Ok(1..)) {
+                    _ = stream.write_all(RESPONSE).await;
+                }
+            });
+        }
+    });
+    let load = service.load(Pattern::Keep, connections, duration).await?;
+    Ok(load.rate())
+}
+
+/// Returns why the throughput is not that of the image alone, if so. `limit` is that of
+/// [`own_limit`], `cpus` those of the machine.
+pub fn bottleneck(loads: &[&Load], limit: f64, cpus: f64) -> Option<String> {
+    let of =
+        |read: fn(&Load) -> f64| median(&loads.iter().map(|load| read(load)).collect::<Vec<_>>());
+    let rate = of(Load::rate)?;
+    let ours = of(|load| load.generator_cpu_seconds / load.seconds)?;
+    let theirs = of(|load| load.container_cpu_seconds / load.seconds)?;
+    let used =
+        format!("the load generator used {ours:.2} of {cpus} CPUs, the container {theirs:.2}");
+    if rate > limit * 0.8 {
+        Some(format!(
+            "its throughput is that of the load generator, which reaches {limit:.0} requests per second with a server \
+             that does nothing: a lower bound"
+        ))
+    } else if ours > theirs {
+        Some(format!("{used}: the image could have served more requests"))
+    } else if theirs < 0.8 && theirs < cpus / 2.0 {
+        Some(format!(
+            "{used}: the bottleneck was between them, such as the engine's port forwarding"
+        ))
+    } else {
+        None
     }
 }
 

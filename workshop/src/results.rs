@@ -36,6 +36,17 @@ pub struct Results {
     pub engine: Engine,
     /// In the order of the command line.
     pub images: Vec<Image>,
+    /// Of all pairs of images. For readers of the file: outputs are made from the figures.
+    #[serde(default)]
+    pub differences: Vec<Difference>,
+}
+
+/// The figures in which two images differ by more than chance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Difference {
+    /// Labels.
+    pub images: [String; 2],
+    pub figures: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,8 +59,9 @@ pub struct Settings {
     /// Number of connections of the load.
     pub connections: u32,
     /// Requests per second of the load at a fixed rate, the same for all images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_rate: Option<f64>,
+    /// Requests per second that the load generator reaches with a server that does nothing.
+    pub generator_limit: Option<f64>,
 }
 
 /// The machine that runs the containers, as the engine describes it. With Docker Desktop it is a
@@ -188,6 +200,11 @@ impl Image {
         } else {
             format!("{}\u{a0}{STAND_IN_MARK}", self.label)
         }
+    }
+
+    /// Returns its name, if the label is another.
+    pub fn name_below(&self) -> Option<&str> {
+        (self.name != self.label).then_some(&self.name)
     }
 
     /// Returns all notes, those about stand-ins first.

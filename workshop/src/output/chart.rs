@@ -29,6 +29,8 @@ pub struct Chart {
 #[derive(Serialize)]
 pub struct Bar {
     pub label: String,
+    /// The image's name, if the label is another.
+    pub name: Option<String>,
     pub ink: usize,
     /// Text beside the bar, and text in brackets after it.
     pub value: String,
@@ -77,6 +79,7 @@ fn chart(images: &[Image], row: &'static Row) -> Chart {
     let bars = images.iter().zip(&figures).enumerate();
     let bars = bars.map(|(index, (image, figure))| Bar {
         label: image.marked_label(),
+        name: image.name_below().map(str::to_owned),
         ink: ink(index),
         ..Bar::new(row, figure, &scale)
     });
@@ -96,6 +99,7 @@ impl Bar {
     fn new(row: &Row, figure: &Figure, scale: &Scale) -> Self {
         let mut bar = Bar {
             label: String::new(),
+            name: None,
             ink: 0,
             value: String::new(),
             detail: String::new(),

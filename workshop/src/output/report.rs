@@ -142,6 +142,7 @@ fn lanes(view: &View) -> Vec<Lane> {
 struct Described<'a> {
     label: String,
     name: &'a str,
+    name_below: Option<&'a str>,
     id: &'a str,
     failure: Option<&'a str>,
 }
@@ -151,6 +152,7 @@ impl<'a> From<&'a Image> for Described<'a> {
         Described {
             label: image.marked_label(),
             name: &image.name,
+            name_below: image.name_below(),
             id: &image.id,
             failure: image.failure.as_deref(),
         }

@@ -118,6 +118,7 @@ struct Panel {
 #[derive(Serialize)]
 struct Strip {
     label: String,
+    name: Option<String>,
     ink: usize,
     y: f64,
     middle: f64,
@@ -169,6 +170,10 @@ impl Panel {
                 .map(|whisker| whisker.linear.map(on_track));
             Strip {
                 label: shortened(&bar.label, fitting(room, names)),
+                name: bar
+                    .name
+                    .as_ref()
+                    .map(|name| shortened(name, fitting(room, names * SMALLER))),
                 ink: bar.ink,
                 y,
                 middle: y + thickness / 2.0,
@@ -203,6 +208,9 @@ impl Panel {
         }
     }
 }
+
+/// Size of an image's name below its label, relative to the label's.
+const SMALLER: f64 = 0.7;
 
 /// Average width of a letter in a wide font, relative to its height.
 const WIDTH_OF_LETTER: f64 = 0.58;

@@ -118,7 +118,11 @@ fn of_images(view: &View, which: Range<usize>, look: Look, footnotes: &mut Footn
         (usize::from(width.saturating_sub(NAMES + 2)) / images.len().max(1)).saturating_sub(2)
     });
     let header = images.iter().map(|image| {
-        let label = in_lines(&clean(&image.marked_label()), column);
+        let mut label = in_lines(&clean(&image.marked_label()), column);
+        if let Some(name) = image.name_below() {
+            label += "\n";
+            label += &in_lines(&clean(name), column);
+        }
         let cell = Cell::new(label)
             .add_attribute(Attribute::Bold)
             .set_alignment(CellAlignment::Right);
