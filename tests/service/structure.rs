@@ -1,5 +1,6 @@
 //! The modules of src/ depend on each other in one direction only, as in the picture of
-//! docs/architecture.md.
+//! docs/architecture.md. So do those of workshop/src/, where the files in a directory belong to the
+//! module of that name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,14 +11,17 @@ type Dependencies = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
 fn modules_have_no_import_cycle() {
-    let dependencies = dependencies();
-    for module in dependencies.keys() {
-        let mut path = vec![module.as_str()];
-        assert!(
-            !returns_to(module, &dependencies, &mut path),
-            "import cycle: {}",
-            path.join(" -> ")
-        );
+    for directory in ["src", "workshop/src"] {
+        let dependencies = dependencies(directory);
+        assert!(dependencies.len() > 10, "{directory}: {dependencies:?}");
+        for module in dependencies.keys() {
+            let mut path = vec![module.as_str()];
+            assert!(
+                !returns_to(module, &dependencies, &mut path),
+                "import cycle in {directory}: {}",
+                path.join(" -> ")
+            );
+        }
     }
 }
 
@@ -55,20 +59,14 @@ fn module_picture_matches_the_imports() {
         }
         drawn.insert(module, used);
     }
-    assert_eq!(drawn, dependencies(), "left: docs/architecture.md");
+    assert_eq!(drawn, dependencies("src"), "left: docs/architecture.md");
 }
 
 /// Reads the dependencies from the sources.
-fn dependencies() -> Dependencies {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+fn dependencies(directory: &str) -> Dependencies {
     let mut sources = BTreeMap::new();
-    for entry in fs::read_dir(src).unwrap() {
-        let path = entry.unwrap().path();
-        let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        if path.extension().is_some_and(|extension| extension == "rs") && module != "lib" {
-            sources.insert(module, fs::read_to_string(path).unwrap());
-        }
-    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    read_sources(&root, None, &mut sources);
     let modules: BTreeSet<_> = sources.keys().cloned().collect();
     sources
         .into_iter()
@@ -80,26 +78,52 @@ fn dependencies() -> Dependencies {
         .collect()
 }
 
-/// Finds `crate::NAME` and, for main.rs, `timber::NAME` or `timber::{NAME, …}`. Unit tests may use
-/// any module.
-fn named_modules(source: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
-    let source = source.split("#[cfg(test)]").next().unwrap();
-    let code: Vec<_> = source
-        .lines()
-        .map(|line| line.split("//").next().unwrap())
-        .collect();
-    let code = code.join("\n");
-    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+/// Reads the code of each module, with that of its submodules, without comments and unit tests.
+fn read_sources(directory: &Path, module: Option<&str>, sources: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let module = module.unwrap_or(name);
+        if path.is_dir() {
+            read_sources(&path, Some(module), sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && name != "lib" {
+            let source = fs::read_to_string(&path).unwrap();
+            let source = source.split("#[cfg(test)]").next().unwrap();
+            let code = source.lines().map(|line| line.split("//").next().unwrap());
+            let all = sources.entry(module.to_owned()).or_default();
+            all.extend(code.flat_map(|line| [line, "\n"]));
+        }
+    }
+}
+
+/// Finds `crate::NAME` and `crate::{NAME, NAME::…}`, and for main.rs the same with `timber`.
+fn named_modules(code: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for root in ["crate::", "timber::"] {
         for rest in code.split(root).skip(1) {
-            let list = match rest.strip_prefix('{') {
-                Some(group) => group.split('}').next().unwrap(),
-                None => rest.split(|c| !is_name(c)).next().unwrap(),
-            };
-            let found = list.split(|c| !is_name(c)).map(str::to_owned);
-            names.extend(found.filter(|name| modules.contains(name)));
+            names.extend(first_names(rest).filter(|name| modules.contains(name)));
         }
     }
     names
+}
+
+/// Returns the name at the start of a path, or those in a group in braces.
+fn first_names(path: &str) -> impl Iterator<Item = String> {
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let mut items = vec![String::new()];
+    let mut depth = 0;
+    for c in path.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 1 => items.push(String::new()),
+            c if c.is_whitespace() && depth == 1 => {}
+            c => items.last_mut().unwrap().push(c),
+        }
+        if depth == 0 && !is_name(c) {
+            break;
+        }
+    }
+    let name = move |item: String| item.split(|c| !is_name(c)).next().unwrap().to_owned();
+    items.into_iter().map(name)
 }

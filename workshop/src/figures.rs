@@ -87,7 +87,7 @@ impl Row {
 /// In the order of the table. Six figures carry the argument, and are shown without `--all`.
 #[rustfmt::skip] // a row is a line, or two
 pub const ROWS: &[Row] = &[
-    row("pull", SIZE, "pulled size", "compressed layers, as a pull transfers them", BYTES,
+    row("pull", SIZE, "pulled size", "what a pull transfers: compressed layers", BYTES,
         Inside(|contents| Figure::Count(contents.compressed_bytes))).headline(),
     row("pull-5-mbit", SIZE, "pull at 5 Mbit/s", "computed from the pulled size", SECONDS,
         Figures(|image| pull_seconds(image, 5e6))),
@@ -95,7 +95,7 @@ pub const ROWS: &[Row] = &[
         Figures(|image| pull_seconds(image, 50e6))),
     row("pull-1-gbit", SIZE, "pull at 1 Gbit/s", "computed from the pulled size", SECONDS,
         Figures(|image| pull_seconds(image, 1e9))),
-    row("unpacked", SIZE, "unpacked size", "files that a container sees", BYTES,
+    row("unpacked", SIZE, "unpacked size", "on disk, after the pull", BYTES,
         Inside(|contents| Figure::Count(contents.unpacked_bytes))).headline(),
     row("size", SIZE, "size in the engine", "as docker images shows it", BYTES,
         Engine(|image| image.bytes.map_or_else(
@@ -120,9 +120,9 @@ pub const ROWS: &[Row] = &[
     row("base", CONTENTS, "distribution", "PRETTY_NAME in os-release", WORDS,
         Inside(|contents| or_none(contents.base.as_ref()))),
 
-    row("start", START, "create to first response", "from the create call, with the expected status", SECONDS,
+    row("start", START, "start to first response", "from docker run to the first response", SECONDS,
         Rounds(|rounds| each(rounds, |round| Ok(round.create_to_response)))).headline(),
-    row("process", START, "process to first response", "from the start of the process, the same response", SECONDS,
+    row("process", START, "process to first response", "without the engine: from the start of the process", SECONDS,
         Rounds(|rounds| each(rounds, |round| round.process_to_response.clone()))),
 
     row("stop", STOP, "time to stop", "duration of docker stop", SECONDS,
@@ -130,9 +130,9 @@ pub const ROWS: &[Row] = &[
     row("sigterm", STOP, "at SIGTERM", "seen in the last stop", WORDS,
         Rounds(|rounds| rounds.last().map_or_else(none_completed, at_sigterm))),
 
-    row("memory", MEMORY, "idle memory", "of all processes, with the page cache that they map", BYTES,
+    row("memory", MEMORY, "idle memory", "of all its processes, before the load", BYTES,
         Rounds(|rounds| each(rounds, |round| round.idle_memory.clone()))).headline(),
-    row("loaded", MEMORY, "memory after the load", "the same, immediately after the load", BYTES,
+    row("loaded", MEMORY, "memory after the load", "the same, right after it", BYTES,
         UnderLoad(|loads| each(loads, |load| load.memory.clone()))),
 
     row("connections", WORK, "connections", "after a response", WORDS,
@@ -151,7 +151,7 @@ pub const ROWS: &[Row] = &[
         UnderLoad(|loads| each(loads, |load| load.kept.latency(0.5)))),
     row("p99", WORK, "latency at full load, 99 %", "1 response in 100 took longer", SECONDS,
         UnderLoad(|loads| each(loads, |load| load.kept.latency(0.99)))),
-    row("cpu", WORK, "CPU per request", "CPU time of the container, connections kept if possible", SECONDS,
+    row("cpu", WORK, "CPU per request", "CPU time of the container under load", SECONDS,
         UnderLoad(|loads| each(loads, |load| load.kept.cpu_per_request()))).headline(),
     row("rate-new", WORK, "throughput, new connections", "one connection for each request", PER_SECOND,
         UnderLoad(|loads| each(loads, |load| Ok(load.new.rate())))),

@@ -219,7 +219,7 @@ impl Image {
     pub fn figure(&self, key: &str) -> Figure {
         self.figures.get(key).cloned().unwrap_or_else(|| {
             let reason = match self.failure {
-                Some(_) => "the image failed before this measurement",
+                Some(_) => "the image failed",
                 None => "not measured",
             };
             Figure::NotAvailable(reason.to_owned())
@@ -325,7 +325,7 @@ mod tests {
         );
         assert_eq!(
             example().images[3].figure("stop").reason(),
-            Some("the image failed before this measurement")
+            Some("the image failed")
         );
     }
 }

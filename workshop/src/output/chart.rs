@@ -250,7 +250,7 @@ mod tests {
         let start = charts.iter().find(|chart| chart.key == "start").unwrap();
         let bar = &start.bars[3];
         assert_eq!((bar.linear, bar.log, bar.value.as_str()), (0.0, 0.0, ""));
-        assert!(bar.reason.as_ref().unwrap().contains("failed before"));
+        assert!(bar.reason.as_ref().unwrap().contains("the image failed"));
         assert!(start.bars[0].whisker.is_some());
     }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{RESULTS, changed, show, stderr, stdout};
 
-const REASON: &str = "the image failed before this measurement";
+const REASON: &str = "the image failed";
 
 /// Returns the results without the failed image.
 fn sound(directory: &Path) -> std::path::PathBuf {
