@@ -129,8 +129,7 @@ impl Load {
 /// # Errors
 /// There is no free port.
 pub async fn own_limit(connections: u32, duration: Duration) -> Result<f64> {
-    const RESPONSE: &[u8] =
-        b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n{\"timber\": \"so delicious\"}\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let service = Service {
         address: listener.local_addr()?,
@@ -355,7 +354,7 @@ mod tests {
         time,
     };
 
-    use super::{Pattern, Service, StatusCode};
+    use super::{Pattern, Service, StatusCode, own_limit};
 
     /// Serves requests one after the other. Every tenth response takes `slow`, the others nothing.
     async fn server(slow: Duration, keep_alive: bool) -> SocketAddr {
@@ -428,6 +427,12 @@ mod tests {
             .unwrap();
         let median = load.latency(0.5).unwrap();
         assert!(median > 0.2, "{median}");
+    }
+
+    #[tokio::test]
+    async fn the_generator_knows_its_limit() {
+        let limit = own_limit(4, Duration::from_millis(200)).await.unwrap();
+        assert!(limit > 1000.0, "{limit}");
     }
 
     #[tokio::test]

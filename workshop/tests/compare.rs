@@ -523,3 +523,113 @@ fn figures_from_stand_ins_say_so() {
         assert_eq!(text.contains(&marked), is_stand_in, "{name}: {text}");
     }
 }
+
+/// The container checks how it runs, and exits if something is missing.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn containers_run_as_asked() {
+    const CHECKS: &str = "\
+        test \\\"$GREETING\\\" = hi:there || { echo environment; exit 1; }; \
+        test $(id -u):$(id -g) = 12345:54321 || { echo user; exit 1; }; \
+        grep -q shown /data/file || { echo mount; exit 1; }; \
+        ! touch /data/file 2>/dev/null || { echo the mount is writable; exit 1; }; \
+        cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null \
+            | grep -qx 64000000 || { echo memory limit; exit 1; }; \
+        getent hosts database >/dev/null || { echo network; exit 1; }; \
+        exec /timber $0 $@";
+    let _engine = engine();
+    let checks = Image::new(
+        "checks",
+        &format!("USER 0:0\nENTRYPOINT [\"sh\", \"-c\", \"{CHECKS}\"]"),
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "shown").unwrap();
+    for path in [directory.path(), &file] {
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, readable).unwrap();
+    }
+    let network = format!("timber-test-{}", process::id());
+    docker(&format!(
+        "network create --label timber.test=true {network}"
+    ));
+    let database = docker(&format!(
+        "run --detach --label timber.test=true --network {network} --network-alias database {}",
+        base()
+    ));
+    let run = format!(
+        "{}=checked:command=--bind :9000:port=9000:env=GREETING=hi:there:user=12345:54321:mount={}:/data\
+         :memory=64MB:cpus=0.5:network={network}:path=/nothing:status=404:header=Accept: text/plain",
+        checks.0,
+        directory.path().display()
+    );
+    let options = ["--rounds", "1", "--load", "0.5", "--ready", "10"];
+    let unlimited = format!("{}=unlimited", base());
+    let (code, said, results) = compare(&[&[&*run, &*unlimited], &options[..]].concat());
+    let wrong = run.replace("network=timber-test", "network=no-such");
+    let (failed, why, _) = compare(&[&[&*wrong], &options[..]].concat());
+    docker(&format!("rm --force {database}"));
+    docker(&format!("network rm {network}"));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(*figure(&results, "checked", "cpus"), 0.5);
+    assert_eq!(*figure(&results, "checked", "errors"), 0);
+    let rate = |label| lowest(&results, label, "rate");
+    assert!(rate("checked") < rate("unlimited"), "half a CPU is slower");
+    let notes = results["images"][0]["notes"].to_string();
+    assert!(notes.contains("run with command=--bind :9000"), "{notes}");
+    assert_eq!(failed, Some(1));
+    assert!(why.contains("cannot join the network no-such"), "{why}");
+    assert_eq!(containers(), "");
+}
+
+/// A second process holds 50 MB until its input ends.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn memory_of_all_processes_counts() {
+    const HELD: f64 = 50e6;
+    let _engine = engine();
+    let holder = Image::new(
+        "holder",
+        "ENTRYPOINT [\"sh\", \"-c\", \"{ head -c 50000000 /dev/zero; sleep 600; } | tail -c 50000000 >/dev/null & exec /timber\"]",
+    );
+    let subject = format!("{}:path=/index", holder.0);
+    let (code, said, results) = compare(&[&subject, base(), "--rounds", "1", "--load", "0"]);
+    assert_eq!(code, Some(0), "{said}");
+    let memory = |image| lowest(&results, image, "memory");
+    let held = memory(&holder.0) - memory(base());
+    // tail needs some more for its buffers, and the processes for themselves.
+    assert!((HELD..HELD * 1.2).contains(&held), "{held} bytes");
+}
+
+/// Every tenth response takes 100 ms.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn latencies_are_those_of_the_service() {
+    const SERVICE: &str = "import itertools, time\nimport hug\nnumber = itertools.count()\n\
+        @hug.get()\ndef index():\n    time.sleep(0.1 if next(number) % 10 == 9 else 0)\n    return 1\n";
+    let _engine = engine();
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/hug");
+    docker(&format!("build --quiet --tag timber-workshop:hug {root}"));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, SERVICE.as_bytes()).unwrap();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(file.path(), readable).unwrap();
+    let subject = format!(
+        "timber-workshop:hug=slow:mount={}:/app/app.py",
+        file.path().display()
+    );
+    let options = ["--rounds", "1", "--load", "2", "--connections", "1"];
+    let (code, said, results) = compare(&[&[&*subject], &options[..]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    for (key, expected) in [
+        ("p50", 0.0..0.05),
+        ("p99", 0.1..0.2),
+        ("fixed-p50", 0.0..0.1),
+        ("fixed-p99", 0.1..0.4),
+        ("rate", 50.0..100.0),
+    ] {
+        let found = lowest(&results, "slow", key);
+        assert!(expected.contains(&found), "{key}: {found}");
+    }
+    assert_eq!(*figure(&results, "slow", "connections"), "closed");
+}

@@ -183,7 +183,7 @@ pub fn notes(view: &View, footnotes: &Footnotes, escape: fn(&str) -> String) -> 
     }
     for (note, labels) in view.notes() {
         let labels: Vec<_> = labels.into_iter().map(escape).collect();
-        lines.push(format!("{}: {}", labels.join(", "), escape(&note)));
+        lines.push(format!("{}: {}", labels.join(" / "), escape(&note)));
     }
     lines
 }
