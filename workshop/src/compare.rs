@@ -271,7 +271,8 @@ impl Comparison<'_> {
         let mut image = Image::unmeasured(&subject.name, &subject.label);
         let mut port = 0;
         match self.engine.image(&subject.name).await {
-            Ok(found) => {
+            Ok(mut found) => {
+                found.user = subject.run.user.clone().unwrap_or(found.user);
                 match subject.port(&found) {
                     Ok(known) => port = known,
                     Err(error) => image.failure = Some(format!("{error:#}")),
