@@ -205,8 +205,14 @@ fn announce(rounds: u32, images: usize, plan: Plan) {
     const ABOUT: Duration = Duration::from_millis(1500);
     let count = u32::try_from(images).unwrap_or(u32::MAX);
     let all = (plan.duration() + ABOUT) * (rounds + 1) * count;
+    let number = |count: usize, one: &str| match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {one}s"),
+    };
     eprintln!(
-        "Comparing {images} images in {rounds} rounds: about {} min, and longer if images are missing",
+        "Comparing {} in {}: about {} min, and longer if images are missing",
+        number(images, "image"),
+        number(rounds as usize, "round"),
         all.as_secs().div_ceil(60)
     );
 }
