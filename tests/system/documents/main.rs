@@ -124,13 +124,18 @@ const NOT_TYPED: &[(&str, &str, &str)] = &[
     ("docs/workshop.md", "docker pull", "needs an image registry"),
     (
         "docs/workshop.md",
+        "docker run",
+        "workshop/tests/boxed.rs runs it with other images",
+    ),
+    (
+        "docs/workshop.md",
         "cargo workshop watch",
         "runs until Ctrl-C; swarm/document.rs types it with a duration",
     ),
     (
         "docs/workshop.md",
         "docker build",
-        "workshop/tests/offline.rs types it",
+        "workshop/tests/offline.rs types it, and boxed.rs the one without Rust",
     ),
     (
         "docs/workshop.md",
