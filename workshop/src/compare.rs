@@ -1,7 +1,7 @@
 //! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
 //! conditions.
 
-use std::{collections::HashMap, process::ExitCode, time::Duration};
+use std::{collections::HashMap, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, value_parser};
@@ -12,7 +12,7 @@ use tokio::task;
 use crate::{
     contents::{self, Contents},
     differences::Differences,
-    engine::Engine,
+    engine::{Engine, Layered},
     load, output,
     results::{FORMAT, Image, Results, Settings},
     signals::Signals,
@@ -158,7 +158,7 @@ async fn measure(
     for subject in subjects {
         comparison.add(subject).await;
     }
-    comparison.sizes().await;
+    comparison.sizes().await?;
     comparison.rehearse().await;
     if !plan.load.is_zero() {
         let limit = load::own_limit(plan.connections, Duration::from_secs(1)).await?;
@@ -306,7 +306,7 @@ impl Comparison<'_> {
     }
 
     /// Measures sizes, also of images that do not start.
-    async fn sizes(&mut self) {
+    async fn sizes(&mut self) -> Result<()> {
         let present = || self.rows.iter().filter(|row| !row.image.id.is_empty());
         // Each byte is written once and read once.
         let bytes: f64 = present()
@@ -314,17 +314,21 @@ impl Comparison<'_> {
             .sum();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let bar = Bar::new("sizes", bytes as u64 * 2, "{percent} %");
-        // An image can run in several ways.
+        let names: Vec<_> = self.rows.iter().map(|row| &*row.subject.name).collect();
+        let others = Arc::new(self.engine.layered(&names).await?);
+        // An image can run in several ways, but what it contains depends only on the user.
         let mut known = HashMap::new();
         for row in self.rows.iter_mut().filter(|row| !row.image.id.is_empty()) {
             bar.say(&row.subject.label);
-            if !known.contains_key(&row.image.id) {
-                let contents = contents(self.engine, &row.subject.name, &bar).await;
+            let key = (row.image.id.clone(), row.subject.run.user.clone());
+            if !known.contains_key(&key) {
+                let contents = contents(self.engine, &row.subject, &others, &bar).await;
                 let contents = contents.map_err(|error| format!("{error:#}"));
-                known.insert(row.image.id.clone(), contents);
+                known.insert(key.clone(), contents);
             }
-            row.image.read_contents(&known[&row.image.id]);
+            row.image.read_contents(&known[&key]);
         }
+        Ok(())
     }
 
     /// Runs a round that does not count. It finds images that do not work, and the rate that all
@@ -373,7 +377,12 @@ fn two_digits(value: f64) -> f64 {
     (value / unit).floor() * unit
 }
 
-async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<Contents> {
+async fn contents(
+    engine: &Engine,
+    subject: &Subject,
+    others: &Arc<Vec<Layered>>,
+    bar: &ProgressBar,
+) -> Result<Contents> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("image.tar");
     let saved = |bytes| {
@@ -383,7 +392,10 @@ async fn contents(engine: &Engine, image: &str, bar: &ProgressBar) -> Result<Con
         }
         bar.inc(bytes);
     };
-    engine.save(image, &file, saved).await?;
-    let bar = bar.clone();
-    task::spawn_blocking(move || contents::read(&file, &|bytes| bar.inc(bytes))).await?
+    engine.save(&subject.name, &file, saved).await?;
+    let (user, others, bar) = (subject.run.user.clone(), Arc::clone(others), bar.clone());
+    task::spawn_blocking(move || {
+        contents::read(&file, user.as_deref(), &others, &|bytes| bar.inc(bytes))
+    })
+    .await?
 }

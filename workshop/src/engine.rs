@@ -29,7 +29,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
-pub use images::Inspected;
+pub use images::{Inspected, Layered};
 
 use crate::{
     host,

@@ -2,7 +2,7 @@
 //! better. Every output uses this table, so a new figure is a new row.
 
 use crate::{
-    contents::Contents,
+    contents::{Contents, Sharing},
     engine::Inspected,
     load::Load,
     results::{Figure, Image, Results},
@@ -102,6 +102,14 @@ pub const ROWS: &[Row] = &[
             || Figure::NotAvailable("the engine reports no size".to_owned()), Figure::Count))),
     row("layers", SIZE, "layers", "of the image", (Unit::Count, Better::Neither),
         Inside(|contents| Figure::Count(contents.layers))),
+    row("shared", SIZE, "shared layers", "the first ones, with which another image on this engine begins, too", WORDS,
+        Inside(|contents| sharing(contents, |layers| Figure::Words(layers.with.as_ref().map_or_else(
+            || "none".to_owned(),
+            |with| format!("{}, with {with}", Unit::Bytes.write(number(layers.shared_bytes)))))))),
+    row("own", SIZE, "own layers", "files in the other layers, which only this image and its copies have", BYTES,
+        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.own_bytes)))),
+    row("ten", SIZE, "ten such services", "computed: shared layers once, own layers ten times", BYTES,
+        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.ten_services())))),
 
     row("files", CONTENTS, "files", "that a container sees", COUNT,
         Inside(|contents| Figure::Count(contents.files))).headline(),
@@ -111,10 +119,14 @@ pub const ROWS: &[Row] = &[
         Inside(|contents| contents.packages.clone().map_or_else(Figure::NotAvailable, Figure::Kinds))),
     row("shell", CONTENTS, "shell", "that an intruder could use", WORDS,
         Inside(|contents| or_none(contents.shell.as_ref()))),
+    row("interpreters", CONTENTS, "interpreters", "programs that run scripts or bytecode", COUNT,
+        Inside(|contents| Figure::Names(contents.interpreters.clone()))),
     row("package-managers", CONTENTS, "package managers", "programs that install packages", COUNT,
         Inside(|contents| Figure::Names(contents.package_managers.clone()))),
     row("setuid", CONTENTS, "setuid files", "that run with the rights of their owner or group", COUNT,
         Inside(|contents| Figure::Names(contents.setuid.clone()))),
+    row("writable", CONTENTS, "writable paths", "files and directories that the user may write: all as root", COUNT,
+        Inside(|contents| contents.writable.clone().map_or_else(Figure::NotAvailable, Figure::Kinds))),
     row("user", CONTENTS, "user", "that runs the process", WORDS,
         Engine(|image| Figure::Words(if image.user.is_empty() { "root".into() } else { image.user.clone() }))),
     row("base", CONTENTS, "distribution", "PRETTY_NAME in os-release", WORDS,
@@ -263,6 +275,11 @@ fn none_completed() -> Figure {
 
 fn or_none(text: Option<&String>) -> Figure {
     Figure::Words(text.map_or_else(|| "none".to_owned(), Clone::clone))
+}
+
+fn sharing(contents: &Contents, read: impl Fn(&Sharing) -> Figure) -> Figure {
+    let layers = contents.sharing.as_ref();
+    layers.map_or_else(|reason| Figure::NotAvailable(reason.clone()), read)
 }
 
 fn pull_seconds(image: &Image, bits_per_second: f64) -> Figure {

@@ -8,7 +8,12 @@ use std::{
 use anyhow::{Context, Result};
 use tar::{Archive, Entry, EntryType};
 
-use super::Contents;
+use super::{
+    Configuration, Contents,
+    sharing::{Layer, Sharing},
+    writable::{Permissions, User},
+};
+use crate::engine::Layered;
 
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"];
 const PACKAGE_MANAGERS: [&str; 12] = [
@@ -24,20 +29,44 @@ const PROGRAM_DIRECTORIES: [&str; 6] = [
     "usr/local/sbin",
 ];
 
+/// Programs that run code of their input, without the version that can follow these names.
+const INTERPRETERS: [&str; 15] = [
+    "python", "pypy", "perl", "ruby", "node", "nodejs", "deno", "bun", "java", "dotnet", "php",
+    "lua", "luajit", "tclsh", "guile",
+];
+
 /// A path in the file system.
+#[derive(Clone, Copy)]
 struct Node {
     kind: EntryType,
-    mode: u32,
+    permissions: Permissions,
     /// Index in [`Tree::inodes`]. Hard links share it.
     inode: usize,
+}
+
+impl Node {
+    fn is_executable(&self) -> bool {
+        self.kind.is_file() && self.permissions.mode & 0o111 != 0
+    }
 }
 
 /// A file, which can have several paths.
 struct Inode {
     bytes: u64,
-    crates: u64,
+    binary: Binary,
     /// Content of the few files that are parsed later.
     text: Option<String>,
+    /// Target of a symbolic link.
+    target: Option<String>,
+}
+
+/// What a program's machine code contains.
+#[derive(Default)]
+struct Binary {
+    /// Number of crates in the list that cargo-auditable embeds.
+    crates: u64,
+    /// Name of a program that is a shell and many tools in one file, whatever that file is called.
+    multicall: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -47,8 +76,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Applies a layer.
-    pub fn lay_over(&mut self, layer: impl Read) -> Result<()> {
+    /// Applies a layer, and returns the size of its files.
+    pub fn lay_over(&mut self, layer: impl Read) -> Result<u64> {
         let mut added = Tree::default();
         let mut removed = Vec::new();
         for entry in Archive::new(layer).entries()? {
@@ -72,6 +101,7 @@ impl Tree {
         for (name, only_children) in removed {
             self.remove(&name, only_children);
         }
+        let bytes = added.inodes.iter().map(|inode| inode.bytes).sum();
         let offset = self.inodes.len();
         self.inodes.append(&mut added.inodes);
         for (name, mut node) in added.nodes {
@@ -81,7 +111,7 @@ impl Tree {
             node.inode += offset;
             self.nodes.insert(name, node);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn add(&mut self, name: String, entry: &mut Entry<impl Read>) -> Result<()> {
@@ -89,35 +119,38 @@ impl Tree {
         if kind == EntryType::Link {
             let to = entry.link_name()?.context("hard link without a target")?;
             let to = normal(&to.to_string_lossy());
-            let node = self
+            let node = *self
                 .nodes
                 .get(&to)
                 .with_context(|| format!("missing target of the hard link {name}: {to}"))?;
-            let node = Node {
-                kind: node.kind,
-                mode: node.mode,
-                inode: node.inode,
-            };
             self.nodes.insert(name, node);
             return Ok(());
         }
+        let permissions = Permissions {
+            mode,
+            user: entry.header().uid()?,
+            group: entry.header().gid()?,
+        };
+        let target = entry.link_name()?.filter(|_| kind.is_symlink());
+        let target = target.map(|to| to.to_string_lossy().into_owned());
         let bytes = if kind.is_file() { entry.size() } else { 0 };
         let text = is_read(&name).then(|| read_text(entry)).transpose()?;
-        let crates = if kind.is_file() && mode & 0o111 != 0 {
-            crates_in(entry)?
+        let binary = if kind.is_file() && mode & 0o111 != 0 {
+            Binary::read(entry)?
         } else {
-            0
+            Binary::default()
         };
         self.inodes.push(Inode {
             bytes,
-            crates,
+            binary,
             text,
+            target,
         });
         self.nodes.insert(
             name,
             Node {
                 kind,
-                mode,
+                permissions,
                 inode: self.inodes.len() - 1,
             },
         );
@@ -140,34 +173,52 @@ impl Tree {
         }
     }
 
-    pub fn describe(&self, layers: u64, compressed_bytes: u64) -> Contents {
+    /// Returns the properties of the image whose layers were applied. `user` is written as
+    /// [`User::resolve`] takes it.
+    pub fn describe(
+        &self,
+        layers: &[Layer],
+        configuration: &Configuration,
+        user: &str,
+        others: &[Layered],
+    ) -> Contents {
         let files = || self.nodes.iter().filter(|(_, node)| node.kind.is_file());
         let inodes: BTreeSet<_> = files().map(|(_, node)| node.inode).collect();
-        let executables = || files().filter(|(_, node)| node.mode & 0o111 != 0);
+        let executables = || files().filter(|(_, node)| node.is_executable());
         let managers = PACKAGE_MANAGERS
             .iter()
             .filter(|name| self.program(name).is_some());
-        let setuid = executables().filter(|(_, node)| node.mode & 0o6000 != 0);
+        let setuid = executables().filter(|(_, node)| node.permissions.mode & 0o6000 != 0);
+        let (base, shell) = (self.distribution(), self.shell());
+        // What others build on has a distribution, or at least a shell. The exception is a shell
+        // that the Dockerfile copies. An image of one layer has no other that could be shared.
+        let is_from_scratch = layers.len() <= 1
+            || base.is_none() && (shell.is_none() || configuration.begins_with_copy());
         Contents {
+            sharing: Sharing::of(layers, is_from_scratch, others),
+            compressed_bytes: layers.iter().map(|layer| layer.compressed_bytes).sum(),
+            layers: layers.len() as u64,
             unpacked_bytes: inodes.iter().map(|&inode| self.inodes[inode].bytes).sum(),
-            compressed_bytes,
-            layers,
             files: files().count() as u64,
             executables: executables().count() as u64,
-            shell: SHELLS.iter().find_map(|name| self.program(name)),
+            shell,
+            interpreters: self.interpreters(),
             package_managers: managers.map(|&name| name.to_owned()).collect(),
             setuid: setuid.map(|(name, _)| format!("/{name}")).collect(),
-            base: ["etc/os-release", "usr/lib/os-release"]
-                .iter()
-                .find_map(|name| {
-                    let line = self
-                        .text(name)?
-                        .lines()
-                        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
-                    Some(line.trim_matches('"').to_owned())
-                }),
+            base,
             packages: self.packages(&inodes),
+            writable: self.writable(user),
         }
+    }
+
+    fn distribution(&self) -> Option<String> {
+        ["etc/os-release", "usr/lib/os-release"]
+            .iter()
+            .find_map(|name| {
+                let mut lines = self.text(name)?.lines();
+                let name = lines.find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+                Some(name.trim_matches('"').to_owned())
+            })
     }
 
     fn packages(&self, inodes: &BTreeSet<usize>) -> Result<BTreeMap<String, u64>, String> {
@@ -191,7 +242,10 @@ impl Tree {
             ),
             (
                 "crate",
-                inodes.iter().map(|&inode| self.inodes[inode].crates).sum(),
+                inodes
+                    .iter()
+                    .map(|&inode| self.inodes[inode].binary.crates)
+                    .sum(),
             ),
         ];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);
@@ -225,22 +279,143 @@ impl Tree {
         let paths = PROGRAM_DIRECTORIES
             .iter()
             .map(|directory| format!("{directory}/{name}"));
-        let is_program = |path: &String| {
-            self.nodes
-                .get(path)
-                .is_some_and(|node| node.kind != EntryType::Directory && node.mode & 0o111 != 0)
-        };
         paths
             .into_iter()
-            .find(is_program)
+            .find(|path| self.executable(path).is_some())
             .map(|path| format!("/{path}"))
+    }
+
+    /// Returns paths and names of the executable files and links in `/` and in directories that are
+    /// called `bin` or `sbin`, such as `/opt/java/bin`.
+    fn programs(&self) -> impl Iterator<Item = (&str, &str, &Node)> {
+        self.nodes.keys().filter_map(|path| {
+            let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let is_usual = ["", "bin", "sbin"].contains(&directory.rsplit('/').next()?);
+            let file = is_usual.then(|| self.executable(path))??;
+            Some((path.as_str(), name, file))
+        })
+    }
+
+    fn shell(&self) -> Option<String> {
+        let usual = || SHELLS.iter().find_map(|name| self.program(name));
+        let elsewhere = || {
+            let mut programs = self.programs();
+            let (path, ..) = programs.find(|(_, name, _)| SHELLS.contains(name))?;
+            Some(format!("/{path}"))
+        };
+        let in_a_file = || {
+            let mut paths = self.nodes.iter();
+            paths.find_map(|(path, node)| {
+                let program = self.inodes[node.inode].binary.multicall?;
+                Some(format!("/{path} ({program})"))
+            })
+        };
+        usual().or_else(elsewhere).or_else(in_a_file)
+    }
+
+    /// Returns the names of the interpreters. One with several names counts once, with the name of
+    /// its file: `python3.11` and not `python3`.
+    fn interpreters(&self) -> Vec<String> {
+        let mut names = BTreeMap::new();
+        for (path, name, file) in self.programs() {
+            let version = |c: char| c.is_ascii_digit() || c == '.' || c == '-';
+            if INTERPRETERS.contains(&name.trim_end_matches(version)) {
+                let is_link = self.nodes[path].kind.is_symlink();
+                // Of hard links, such as perl and perl5.40.1, the shortest.
+                let name = (is_link, name.len(), name);
+                let best = names.entry(file.inode).or_insert(name);
+                *best = name.min(*best);
+            }
+        }
+        let names: BTreeSet<_> = names.into_values().map(|(.., name)| name).collect();
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Counts what a user may write: files and directories on whose path all directories can be
+    /// searched. Directories that no layer names belong to root, and others may not write them.
+    fn writable(&self, user: &str) -> Result<BTreeMap<String, u64>, String> {
+        let text = |name| self.text(name).unwrap_or_default();
+        let user = User::resolve(user, text("etc/passwd"), text("etc/group"))?;
+        let can_reach = |path: &str| {
+            let parents = path.match_indices('/').map(|(at, _)| &path[..at]);
+            let mut parents = parents.filter_map(|parent| self.nodes.get(parent));
+            // A link has no permissions of its own.
+            parents.all(|node| !node.kind.is_dir() || user.may_search(&node.permissions))
+        };
+        let mut counts = BTreeMap::new();
+        for (path, node) in &self.nodes {
+            let kind = match node.kind {
+                EntryType::Directory => "directories",
+                kind if kind.is_file() => "files",
+                _ => continue,
+            };
+            if user.may_write(&node.permissions) && can_reach(path) {
+                *counts.entry(kind.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Returns the executable file at a path, or at the end of the links there.
+    fn executable(&self, path: &str) -> Option<&Node> {
+        let node = self.nodes.get(path)?;
+        let file = if node.kind.is_symlink() {
+            self.follow(path)?
+        } else {
+            node
+        };
+        file.is_executable().then_some(file)
+    }
+
+    /// Follows the symbolic links in a path.
+    fn follow(&self, path: &str) -> Option<&Node> {
+        let mut links = 0;
+        let mut rest: Vec<_> = path.rsplit('/').collect();
+        let mut found = String::new();
+        while let Some(part) = rest.pop() {
+            match part {
+                "" | "." => continue,
+                ".." => {
+                    let parent = found.rfind('/').unwrap_or_default();
+                    found.truncate(parent);
+                    continue;
+                }
+                _ => {}
+            }
+            let next = if found.is_empty() {
+                part.to_owned()
+            } else {
+                format!("{found}/{part}")
+            };
+            let node = self.nodes.get(&next);
+            match node.and_then(|node| self.inodes[node.inode].target.as_deref()) {
+                Some(target) => {
+                    // Linux gives up after 40 links, too (path_resolution(7)).
+                    links += 1;
+                    if links > 40 {
+                        return None;
+                    }
+                    if target.starts_with('/') {
+                        found.clear();
+                    }
+                    rest.extend(target.rsplit('/'));
+                }
+                None => found = next,
+            }
+        }
+        self.nodes.get(&found)
     }
 }
 
 fn is_read(name: &str) -> bool {
     matches!(
         name,
-        "etc/os-release" | "usr/lib/os-release" | "var/lib/dpkg/status" | "lib/apk/db/installed"
+        "etc/os-release"
+            | "usr/lib/os-release"
+            | "etc/passwd"
+            | "etc/group"
+            | "var/lib/dpkg/status"
+            | "lib/apk/db/installed"
     )
 }
 
@@ -256,18 +431,36 @@ fn read_text(entry: &mut impl Read) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Counts the crates in the list that cargo-auditable embeds in a binary.
-fn crates_in(entry: &mut impl Read) -> Result<u64> {
-    let mut magic = Vec::new();
-    entry.take(4).read_to_end(&mut magic)?;
-    if magic != *b"\x7fELF" {
-        return Ok(0);
+impl Binary {
+    fn read(entry: &mut impl Read) -> Result<Self> {
+        let mut magic = Vec::new();
+        entry.take(4).read_to_end(&mut magic)?;
+        if magic != *b"\x7fELF" {
+            return Ok(Binary::default());
+        }
+        let mut code = magic;
+        entry.read_to_end(&mut code)?;
+        // Most binaries have no list. A binary that cannot be parsed counts as one without.
+        let list = auditable_info::audit_info_from_slice(&code, 64 << 20);
+        Ok(Binary {
+            crates: list.map_or(0, |list| list.packages.len() as u64),
+            multicall: multicall(&code),
+        })
     }
-    let mut binary = magic;
-    entry.read_to_end(&mut binary)?;
-    // Most binaries have no list. A binary that cannot be parsed counts as one without.
-    let list = auditable_info::audit_info_from_slice(&binary, 64 << 20);
-    Ok(list.map_or(0, |list| list.packages.len() as u64))
+}
+
+/// Recognizes `busybox` and `toybox` by their messages. The first one can be built without a shell,
+/// so `sh` must be in its list of programs. Debian builds the second one without a shell, but with
+/// other tools for an intruder, such as `netcat`.
+fn multicall(code: &[u8]) -> Option<&'static str> {
+    let has = |text: &[u8]| code.windows(text.len()).any(|part| part == text);
+    if has(b"BusyBox v") && has(b"\0sh\0") {
+        Some("BusyBox")
+    } else if has(b"Toybox %s multicall binary") {
+        Some("toybox")
+    } else {
+        None
+    }
 }
 
 /// Returns the normalized path of an entry.

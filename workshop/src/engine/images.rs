@@ -8,10 +8,11 @@ use bollard::{
     errors::Error::{DockerResponseServerError, DockerStreamError},
     models::BuildInfo,
     query_parameters::{
-        BuildImageOptionsBuilder, CreateImageOptionsBuilder, RemoveImageOptionsBuilder,
+        BuildImageOptionsBuilder, CreateImageOptionsBuilder, ListImagesOptions,
+        RemoveImageOptionsBuilder,
     },
 };
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, future, stream};
 use tokio::{fs::File, io::AsyncWriteExt, time};
 
 use super::Engine;
@@ -32,6 +33,16 @@ pub struct Inspected {
     /// Exposed TCP ports.
     pub ports: Vec<u16>,
     pub labels: HashMap<String, String>,
+    /// Digests of the uncompressed layers, the lowest one first.
+    pub layers: Vec<String>,
+}
+
+/// An image whose layers another image can share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layered {
+    pub name: String,
+    /// See [`Inspected::layers`].
+    pub layers: Vec<String>,
 }
 
 impl Engine {
@@ -60,7 +71,39 @@ impl Engine {
                 .filter_map(|port| port.trim_end_matches("/tcp").parse().ok())
                 .collect(),
             labels: config.labels.unwrap_or_default(),
+            layers: found
+                .root_fs
+                .and_then(|layers| layers.layers)
+                .unwrap_or_default(),
         }))
+    }
+
+    /// Returns the layers of the images that have a tag or were pulled by digest, and of `compared`
+    /// ones, which may have neither. An unnamed image is a step of a build, or a replaced version.
+    ///
+    /// # Errors
+    /// The engine does not respond.
+    pub async fn layered(&self, compared: &[&str]) -> Result<Vec<Layered>> {
+        let images = self.docker.list_images(None::<ListImagesOptions>).await?;
+        let named = images.into_iter().filter_map(|image| {
+            let mut names = image.repo_tags.into_iter().chain(image.repo_digests);
+            // Older engines list an unnamed image as <none>:<none>.
+            let name = names.find(|name| !name.starts_with("<none>"))?;
+            Some((name, image.id))
+        });
+        let compared = compared
+            .iter()
+            .map(|name| ((*name).to_owned(), (*name).to_owned()));
+        let layers = named.chain(compared).map(async |(name, id)| {
+            // `None`: removed since it was listed.
+            let found = self.find(&id).await?;
+            Ok(found.map(|Inspected { layers, .. }| Layered { name, layers }))
+        });
+        stream::iter(layers)
+            .buffered(16)
+            .try_filter_map(|layered| future::ready(Ok(layered)))
+            .try_collect()
+            .await
     }
 
     /// # Errors
