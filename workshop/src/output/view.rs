@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     differences::{Differences, differing},
     figures::{Better, Row, rows},
-    results::{DATE, Image, Results},
+    results::{DATE, Figure, Image, Results},
     statistics::LEVEL,
 };
 
@@ -63,8 +63,12 @@ impl<'a> View<'a> {
             let change = before
                 .as_ref()
                 .and_then(|(before, changed)| change(row, image, before, changed));
+            let written = row.write(&figure);
             Cell {
-                text: unbreakable(&row.write(&figure)),
+                text: match figure {
+                    Figure::Words(_) => written,
+                    _ => unbreakable(&written),
+                },
                 reason: figure.reason().map(str::to_owned),
                 change: change.map(|change| change.replace(' ', "\u{a0}")),
                 is_best,
