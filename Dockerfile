@@ -7,7 +7,9 @@ WORKDIR /timber
 COPY Cargo.toml Cargo.lock ./
 RUN cargo fetch --locked
 
-COPY . .
+COPY build.rs ./
+COPY src src
+COPY .cargo .cargo
 # Optional: the commit that /version reports. The compiler reads it from the environment.
 ARG BUILD_REVISION
 # Rust programs use a C library. A dynamic binary loads it: here glibc, so the final image is Debian.
