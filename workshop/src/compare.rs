@@ -120,11 +120,14 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         .collect();
     arguments.output.check(&names)?;
     let engine = Engine::connect().await?;
-    let abandoned = engine.clear_abandoned().await?;
+    arguments
+        .output
+        .check_baseline(engine.description.reached)?;
+    let mut signals = Signals::new()?;
+    let abandoned = engine.claim().await?;
     if abandoned > 0 {
         eprintln!("Containers of an aborted comparison removed: {abandoned}");
     }
-    let mut signals = Signals::new()?;
     let results = tokio::select! {
         results = measure(&engine, &arguments, subjects) => results,
         signal = signals.next() => Err(anyhow!(signal)),

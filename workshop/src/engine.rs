@@ -1,23 +1,27 @@
-//! The API of Docker Engine or Podman. Containers have a label and are removed at the end.
+//! The API of Docker Engine or Podman. What a run makes has a label, and is removed at the end.
 
+mod claim;
 mod images;
+mod network;
 
 use std::{
     collections::HashMap,
     fmt,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    process,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bollard::{
     Docker,
     errors::Error::DockerResponseServerError,
     models::{
         ContainerCreateBody, HealthConfig, HostConfig, MountType, NetworkConnectRequest,
-        PortBinding,
+        NetworkingConfig, PortBinding,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
@@ -27,37 +31,56 @@ use bollard::{
 };
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use self::network::{Network, OwnContainer};
 pub use images::{Inspected, Layered};
 
 use crate::{
     host,
-    results::{self, Machine},
+    results::{self, Machine, Reached},
     units::number,
 };
 
-/// Label of each container. Its value is the id of the process that created it.
+/// Label of each container and network. Its value is the id of the run that created it.
 const LABEL: &str = "timber.workshop";
 
 pub struct Engine {
     docker: Docker,
     pub description: results::Engine,
     pub machine: Machine,
+    /// Id of this run. Random, because in a container, every process has the same id.
+    run: String,
+    /// The container that the tool runs in.
+    own: Option<OwnContainer>,
+    network: OnceCell<Network>,
     /// Create calls that can outlive an interrupted caller.
     creating: TaskTracker,
 }
 
 pub struct Container {
     pub id: String,
-    /// Where its port is published.
+    /// Where it gets requests.
     pub address: SocketAddr,
+    /// Its port on this machine.
+    published: Option<u16>,
+}
+
+/// How requests reach a new container.
+struct Route {
+    address: SocketAddr,
+    /// Port on this machine.
+    published: Option<u16>,
+    /// Id of its network, and its address there. `None`: the default network.
+    network: Option<String>,
+    endpoint: Option<NetworkingConfig>,
 }
 
 /// How a container differs from that of `docker run IMAGE`.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// Port on this machine. `None`: a free one.
+    /// Port on this machine. `None`: a free one, if requests need one.
     pub published: Option<u16>,
     pub command: Option<Vec<String>>,
     /// `NAME=VALUE`
@@ -69,7 +92,7 @@ pub struct RunOptions {
     pub cpus: Option<f64>,
     /// Read-only.
     pub mounts: Vec<Mount>,
-    /// A network to join, beside the default one.
+    /// A network to join, beside the one for requests.
     pub network: Option<String>,
 }
 
@@ -136,6 +159,7 @@ impl Engine {
             .iter()
             .any(|option| option.contains("rootless"));
         let kernel = known(info.kernel_version);
+        let own = OwnContainer::find(&docker, info.name.as_deref().unwrap_or_default()).await?;
         Ok(Engine {
             docker,
             description: results::Engine {
@@ -146,6 +170,7 @@ impl Engine {
                     .cgroup_version
                     .map_or_else(|| "unknown".into(), |version| version.to_string()),
                 rootless: is_rootless,
+                reached: OwnContainer::reaches(own.as_ref()),
             },
             machine: Machine {
                 architecture: known(info.architecture),
@@ -161,98 +186,71 @@ impl Engine {
                 kernel,
                 operating_system: known(info.operating_system),
             },
+            run: format!("{:016x}", host::random()),
+            own,
+            network: OnceCell::new(),
             creating: TaskTracker::new(),
         })
-    }
-
-    /// Removes the containers of killed comparisons, and returns their number.
-    ///
-    /// # Errors
-    /// Another comparison is running, which would falsify the figures of both.
-    pub async fn clear_abandoned(&self) -> Result<usize> {
-        let mut abandoned = Vec::new();
-        for (id, owner) in self.ours().await? {
-            if owner != process::id().to_string() && is_running(&owner) {
-                bail!(
-                    "process {owner} is running another comparison on this engine. If that is wrong, run \
-                     docker rm --force $(docker ps --all --quiet --filter label={LABEL})"
-                );
-            }
-            abandoned.push(id);
-        }
-        for id in &abandoned {
-            self.remove(id).await?;
-        }
-        Ok(abandoned.len())
-    }
-
-    /// Removes all containers of this process, also those that the engine is still creating.
-    pub async fn clear(&self) -> Result<()> {
-        self.creating.close();
-        self.creating.wait().await;
-        for (id, owner) in self.ours().await? {
-            if owner == process::id().to_string() {
-                self.remove(&id).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Returns the number of running containers that do not belong to a comparison.
     pub async fn others(&self) -> Result<usize> {
         let containers = self.docker.list_containers(None).await?;
-        let ours = |labels: Option<HashMap<String, String>>| {
-            labels.is_some_and(|labels| labels.contains_key(LABEL))
-        };
-        Ok(containers
-            .into_iter()
-            .filter(|container| !ours(container.labels.clone()))
-            .count())
+        let own = self.own.as_ref().map(|own| &own.id);
+        let others = containers.iter().filter(|container| {
+            let labels = container.labels.as_ref();
+            container.id.as_ref() != own && !labels.is_some_and(|labels| labels.contains_key(LABEL))
+        });
+        Ok(others.count())
     }
 
-    async fn ours(&self) -> Result<Vec<(String, String)>> {
+    /// Returns the ids of containers of comparisons. `which` gets the id of the run.
+    async fn containers(&self, which: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let filters = HashMap::from([("label", vec![LABEL])]);
         let options = ListContainersOptionsBuilder::new()
             .all(true)
             .filters(&filters)
             .build();
         let containers = self.docker.list_containers(Some(options)).await?;
-        let ours = containers
-            .into_iter()
-            .filter_map(|container| Some((container.id?, container.labels?.remove(LABEL)?)));
-        Ok(ours.collect())
+        let found = containers.into_iter().filter_map(|container| {
+            let run = container.labels?.remove(LABEL)?;
+            container.id.filter(|_| which(&run))
+        });
+        Ok(found.collect())
     }
 
-    /// Creates a container with a published port. Does not start it.
+    /// Creates a container that can get requests. Does not start it.
     pub async fn create(&self, image: &str, port: u16, run: &RunOptions) -> Result<Container> {
-        let free = run.published.map_or_else(free_port, Ok)?;
+        let route = self.route(port, run).await?;
         let inside = format!("{port}/tcp");
-        let binding = PortBinding {
-            host_ip: Some("127.0.0.1".into()),
-            host_port: Some(free.to_string()),
-        };
+        let bindings = route.published.map(|published| {
+            let binding = PortBinding {
+                host_ip: Some("127.0.0.1".into()),
+                host_port: Some(published.to_string()),
+            };
+            HashMap::from([(inside.clone(), Some(vec![binding]))])
+        });
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
             cmd: run.command.clone(),
             env: Some(run.env.clone()),
             user: run.user.clone(),
-            labels: Some(HashMap::from([(
-                LABEL.to_owned(),
-                process::id().to_string(),
-            )])),
-            exposed_ports: Some(vec![inside.clone()]),
+            labels: Some(HashMap::from([(LABEL.to_owned(), self.run.clone())])),
+            exposed_ports: Some(vec![inside]),
             // A health check would consume CPU time during the measurement.
             healthcheck: Some(HealthConfig {
                 test: Some(vec!["NONE".into()]),
                 ..HealthConfig::default()
             }),
             host_config: Some(HostConfig {
-                port_bindings: Some(HashMap::from([(inside, Some(vec![binding]))])),
+                network_mode: route.network,
+                port_bindings: bindings,
                 memory: run.memory,
                 nano_cpus: run.cpus.map(nano),
                 mounts: Some(run.mounts.iter().map(Mount::read_only).collect()),
                 ..HostConfig::default()
             }),
+            networking_config: route.endpoint,
             ..ContainerCreateBody::default()
         };
         // In a task of its own: if the caller is dropped, the container can still be found and
@@ -273,7 +271,31 @@ impl Engine {
         }
         Ok(Container {
             id: created.id,
-            address: (Ipv4Addr::LOCALHOST, free).into(),
+            address: route.address,
+            published: route.published,
+        })
+    }
+
+    /// Chooses the address of a container's `port`.
+    async fn route(&self, port: u16, run: &RunOptions) -> Result<Route> {
+        if let Some(own) = &self.own
+            && self.description.reached == Reached::ContainerNetwork
+        {
+            let network = self.network(own).await?;
+            let (address, endpoint) = network.next_endpoint();
+            return Ok(Route {
+                address: (address, port).into(),
+                published: run.published,
+                network: Some(network.id().to_owned()),
+                endpoint: Some(endpoint),
+            });
+        }
+        let published = run.published.map_or_else(free_port, Ok)?;
+        Ok(Route {
+            address: (Ipv4Addr::LOCALHOST, published).into(),
+            published: Some(published),
+            network: None,
+            endpoint: None,
         })
     }
 
@@ -291,13 +313,13 @@ impl Engine {
         let started = self.docker.start_container(&container.id, None).await;
         started.map_err(|error| {
             let message = error.to_string();
-            if message.contains("already allocated") || message.contains("in use") {
-                anyhow::anyhow!(
-                    "port {} of this machine is in use: choose another one",
-                    container.address.port()
-                )
-            } else {
-                anyhow::anyhow!("cannot start the container: {message}")
+            match container.published {
+                Some(port)
+                    if message.contains("already allocated") || message.contains("in use") =>
+                {
+                    anyhow!("port {port} of this machine is in use: choose another one")
+                }
+                _ => anyhow!("cannot start the container: {message}"),
             }
         })
     }
@@ -500,15 +522,6 @@ fn no_engine() -> String {
     format!("no container engine responds at {at}: start it, or allow this user to access it")
 }
 
-/// Returns whether a process of this id exists.
-fn is_running(process: &str) -> bool {
-    let pid = process
-        .parse()
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
-}
-
 /// Returns a free port below the range of ephemeral ports. A client that retries an ephemeral port,
 /// before a server listens on it, can connect to itself.
 fn free_port() -> Result<u16> {
@@ -516,9 +529,10 @@ fn free_port() -> Result<u16> {
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Other processes begin elsewhere.
-    let begin = u16::try_from(process::id() % u32::from(COUNT)).expect("COUNT is a u16");
+    static BEGIN: LazyLock<u16> =
+        LazyLock::new(|| u16::try_from(host::random() % u64::from(COUNT)).expect("COUNT is a u16"));
     for _ in 0..COUNT {
-        let port = FIRST + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        let port = FIRST + (*BEGIN + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }

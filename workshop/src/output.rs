@@ -19,7 +19,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use self::{limits::Limit, view::View};
-use crate::{results::Results, terminal::clean};
+use crate::{
+    results::{Reached, Results},
+    terminal::clean,
+};
 
 /// For more images than this, the default format has one line for each.
 const MANY: usize = 5;
@@ -134,6 +137,28 @@ impl Options {
         self.output.as_deref().unwrap_or(Path::new("comparison"))
     }
 
+    /// Checks the baseline before the measurement, when the engine is known.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Options::check`], and requests reached the containers of the baseline in another
+    /// way.
+    pub fn check_baseline(&self, now: Reached) -> Result<()> {
+        self.baseline_for(now).map(drop)
+    }
+
+    fn baseline_for(&self, now: Reached) -> Result<Option<Results>> {
+        let Some(baseline) = self.read_baseline()? else {
+            return Ok(None);
+        };
+        let before = baseline.engine.reached;
+        ensure!(
+            before == now,
+            "--baseline: not comparable: requests went over {before} then, and over {now} now, whose cost differs"
+        );
+        Ok(Some(baseline))
+    }
+
     fn read_baseline(&self) -> Result<Option<Results>> {
         self.baseline
             .as_deref()
@@ -144,7 +169,7 @@ impl Options {
 }
 
 fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Result<ExitCode> {
-    let baseline = options.read_baseline();
+    let baseline = options.baseline_for(results.engine.reached);
     let before = baseline.as_ref().ok().and_then(Option::as_ref);
     let view = View::new(results, before, options.all);
     // Errors are returned at the end, so that no result is lost.

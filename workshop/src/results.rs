@@ -6,7 +6,7 @@ mod older;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fmt, fs,
     path::Path,
 };
 
@@ -85,6 +85,30 @@ pub struct Engine {
     pub storage_driver: String,
     pub cgroup_version: String,
     pub rootless: bool,
+    /// How requests reached the containers.
+    #[serde(default)]
+    pub reached: Reached,
+}
+
+/// How requests reach the containers. Figures of different ways cannot be compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reached {
+    /// Over a port that the engine forwards.
+    #[default]
+    #[serde(rename = "published ports")]
+    PublishedPorts,
+    /// From a container, directly.
+    #[serde(rename = "container network")]
+    ContainerNetwork,
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Reached::PublishedPorts => "published ports",
+            Reached::ContainerNetwork => "a container network",
+        })
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

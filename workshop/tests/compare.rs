@@ -438,25 +438,25 @@ fn an_interrupted_comparison_removes_its_containers() {
 #[ignore = "needs Docker Engine"]
 fn containers_of_a_killed_comparison_are_removed() {
     let _engine = engine();
-    let mut gone = Command::new("true").spawn().unwrap();
-    gone.wait().unwrap();
-    docker(&format!(
-        "create --label timber.workshop={} {}",
-        gone.id(),
-        base()
-    ));
-    let living = docker(&format!(
-        "create --label timber.workshop={} {}",
-        process::id(),
-        base()
-    ));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_timber-workshop"));
+    command.args(["compare", base(), "--rounds", "100", "--output", "/nowhere"]);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    while containers().is_empty() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended early");
+    }
     let (code, said, _) = compare(&[base(), "--rounds", "1", "--load", "1"]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains(&format!(
+    let refusal = format!(
         "process {} is running another comparison on this engine",
-        process::id()
-    )));
-    docker(&format!("rm {living}"));
+        child.id()
+    );
+    assert!(said.contains(&refusal), "{said}");
+    assert_eq!(child.try_wait().unwrap(), None, "the second one ended it");
+
+    // Between the removal of a container and the next one, there is none.
+    while containers().is_empty() {}
+    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+    child.wait().unwrap();
     let (code, said, _) = compare(&[base(), "--rounds", "1", "--load", "1"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(

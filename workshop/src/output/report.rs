@@ -233,12 +233,13 @@ pub fn facts(results: &Results) -> Facts {
             machine.operating_system
         ),
         engine: format!(
-            "{} {}, {}, cgroup {}{}",
+            "{} {}, {}, cgroup {}{}, reached over {}",
             engine.name,
             engine.version,
             engine.storage_driver,
             engine.cgroup_version,
-            if engine.rootless { ", rootless" } else { "" }
+            if engine.rootless { ", rootless" } else { "" },
+            engine.reached
         ),
         date: results.begun.strftime(DATE).to_string(),
     }
