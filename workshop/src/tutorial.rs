@@ -4,9 +4,9 @@
 mod context;
 pub mod prepare;
 
-use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
+use std::{path::Path, sync::LazyLock};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
 
 use crate::{
     engine::{Engine, Inspected},
@@ -20,6 +20,8 @@ pub struct TutorialImage {
     pub dockerfile: &'static str,
     /// Directory in the repository. Its .dockerignore applies.
     pub context: &'static str,
+    /// The images in its Dockerfile, sorted. Known without the repository.
+    pub bases: &'static [&'static str],
 }
 
 /// Returns the path of a step's Dockerfile.
@@ -31,8 +33,23 @@ macro_rules! step {
 
 const REPOSITORY: &str = "";
 const HUG: &str = "workshop/hug";
-const GLIBC: TutorialImage = image("timber-tutorial:1", "Dockerfile", REPOSITORY);
-const MUSL: TutorialImage = image("timber-tutorial:2", "Dockerfile.musl", REPOSITORY);
+const ALPINE: &str = "rust:1.95-alpine";
+const DEBIAN: &str = "debian:trixie-slim";
+const PYTHON: &str = "python:3.11";
+const PYTHON_SLIM: &str = "python:3.11-slim";
+const RUST: &str = "rust:1.95-slim-trixie";
+const GLIBC: TutorialImage = image(
+    "timber-tutorial:1",
+    "Dockerfile",
+    REPOSITORY,
+    &[DEBIAN, RUST],
+);
+const MUSL: TutorialImage = image(
+    "timber-tutorial:2",
+    "Dockerfile.musl",
+    REPOSITORY,
+    &[ALPINE],
+);
 
 /// What `compare` compares by default. The Python image comes twice, because gunicorn's defaults, one
 /// worker that closes each connection, are not how someone who knows it would run it. Of the tuned
@@ -48,34 +65,51 @@ pub const COMPARED: [&str; 4] = [
 
 /// The images of [`COMPARED`].
 pub const IMAGES: [TutorialImage; 3] = [
-    image("timber-workshop:hug", "workshop/hug/Dockerfile", HUG),
+    image(
+        "timber-workshop:hug",
+        "workshop/hug/Dockerfile",
+        HUG,
+        &[PYTHON],
+    ),
     GLIBC,
     MUSL,
 ];
 
 /// The steps of docs/from-1-gb-to-nothing.md, and the images to which they lead.
 pub const LADDER: [TutorialImage; 10] = [
-    image("timber-step:1", step!("1-python"), HUG),
-    image("timber-step:2", step!("2-python-slim"), HUG),
-    image("timber-step:3", step!("3-rust"), REPOSITORY),
-    image("timber-step:4", step!("4-static"), REPOSITORY),
-    image("timber-step:5", step!("5-size"), REPOSITORY),
-    image("timber-step:6", step!("6-linker"), REPOSITORY),
-    image("timber-step:7", step!("7-build-std"), REPOSITORY),
+    image("timber-step:1", step!("1-python"), HUG, &[PYTHON]),
+    image("timber-step:2", step!("2-python-slim"), HUG, &[PYTHON_SLIM]),
+    image(
+        "timber-step:3",
+        step!("3-rust"),
+        REPOSITORY,
+        &[DEBIAN, RUST],
+    ),
+    image("timber-step:4", step!("4-static"), REPOSITORY, &[ALPINE]),
+    image("timber-step:5", step!("5-size"), REPOSITORY, &[ALPINE]),
+    image("timber-step:6", step!("6-linker"), REPOSITORY, &[ALPINE]),
+    image("timber-step:7", step!("7-build-std"), REPOSITORY, &[ALPINE]),
     GLIBC,
     MUSL,
-    image("timber-tutorial:3", "Dockerfile.build-std", REPOSITORY),
+    image(
+        "timber-tutorial:3",
+        "Dockerfile.build-std",
+        REPOSITORY,
+        &[ALPINE],
+    ),
 ];
 
 const fn image(
     name: &'static str,
     dockerfile: &'static str,
     context: &'static str,
+    bases: &'static [&'static str],
 ) -> TutorialImage {
     TutorialImage {
         name,
         dockerfile,
         context,
+        bases,
     }
 }
 
@@ -87,7 +121,7 @@ const STAND_IN_LABEL: &str = "timber.stand-in";
 /// On a stand-in for the Rust image.
 const RUST_LABEL: &str = "timber.stand-in.rust";
 
-/// The repository. The tool always runs from a checkout, as `cargo workshop`.
+/// The repository. A tool that was copied to another place, such as an image, does not find it.
 pub static ROOT: LazyLock<&Path> = LazyLock::new(|| {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -116,17 +150,16 @@ fn known(name: &str) -> Option<&'static TutorialImage> {
 /// Returns the stand-ins with which an image was built.
 ///
 /// The labels of a base image reach only the images that are built on it, and not those that copy a
-/// file from it. The base images of the tutorial's images are therefore read from their
-/// Dockerfiles.
+/// file from it. The base images of the tutorial's images are therefore known here.
 ///
 /// # Errors
-/// The engine does not respond, or a Dockerfile cannot be read.
+/// The engine does not respond.
 pub async fn stand_ins(engine: &Engine, name: &str, inspected: &Inspected) -> Result<Vec<StandIn>> {
     let mut stand_ins = Vec::new();
     if let Some(image) = known(name) {
-        for base in image.base_images()? {
-            let found = engine.find(&base).await?;
-            stand_ins.extend(found.and_then(|found| stand_in(&base, &found)));
+        for base in image.bases {
+            let found = engine.find(base).await?;
+            stand_ins.extend(found.and_then(|found| stand_in(base, &found)));
         }
     }
     if stand_ins.is_empty() {
@@ -158,62 +191,70 @@ impl TutorialImage {
         }
     }
 
-    /// Returns the images that its Dockerfile names, sorted.
-    ///
-    /// # Errors
-    /// The Dockerfile cannot be read.
-    pub fn base_images(&self) -> Result<BTreeSet<String>> {
-        let file = ROOT.join(self.dockerfile);
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        Ok(base_images_in(&text))
+    /// Returns an error if the repository is missing, such as in a container.
+    pub fn check_dockerfile(&self) -> Result<()> {
+        let context = if self.context.is_empty() {
+            "."
+        } else {
+            self.context
+        };
+        ensure!(
+            ROOT.join(self.dockerfile).exists(),
+            "cannot build the image {} without the repository: run docker build -f {} -t {} {context} in a clone of the repository",
+            self.name,
+            self.dockerfile,
+            self.name
+        );
+        Ok(())
     }
-}
-
-/// Returns the images in the `FROM` lines, without `scratch` and earlier stages. Resolves the
-/// defaults of `ARG` lines.
-fn base_images_in(dockerfile: &str) -> BTreeSet<String> {
-    let (mut images, mut stages) = (BTreeSet::new(), vec!["scratch"]);
-    let mut defaults = Vec::new();
-    for line in dockerfile.lines() {
-        let mut words = line.split_whitespace();
-        let instruction = words.next().unwrap_or_default();
-        if instruction.eq_ignore_ascii_case("ARG") {
-            defaults.extend(words.filter_map(|word| word.split_once('=')));
-            continue;
-        }
-        if !instruction.eq_ignore_ascii_case("FROM") {
-            continue;
-        }
-        let words: Vec<&str> = words.filter(|word| !word.starts_with("--")).collect();
-        if let Some(base) = words.first().filter(|base| !stages.contains(base)) {
-            images.insert(with_defaults(base, &defaults));
-        }
-        if let [_, r#as, stage] = words[..]
-            && r#as.eq_ignore_ascii_case("AS")
-        {
-            stages.push(stage);
-        }
-    }
-    images
-}
-
-/// Replaces `$NAME` and `${NAME}`.
-fn with_defaults(text: &str, defaults: &[(&str, &str)]) -> String {
-    let mut text = text.to_owned();
-    for (name, value) in defaults {
-        let value = value.trim_matches('"');
-        text = text.replace(&format!("${{{name}}}"), value);
-        if text == format!("${name}") {
-            value.clone_into(&mut text);
-        }
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, fs};
+
     use super::*;
+
+    /// Returns the images in the `FROM` lines, without `scratch` and earlier stages. Resolves the
+    /// defaults of `ARG` lines.
+    fn base_images_in(dockerfile: &str) -> BTreeSet<String> {
+        let (mut images, mut stages) = (BTreeSet::new(), vec!["scratch"]);
+        let mut defaults = Vec::new();
+        for line in dockerfile.lines() {
+            let mut words = line.split_whitespace();
+            let instruction = words.next().unwrap_or_default();
+            if instruction.eq_ignore_ascii_case("ARG") {
+                defaults.extend(words.filter_map(|word| word.split_once('=')));
+                continue;
+            }
+            if !instruction.eq_ignore_ascii_case("FROM") {
+                continue;
+            }
+            let words: Vec<&str> = words.filter(|word| !word.starts_with("--")).collect();
+            if let Some(base) = words.first().filter(|base| !stages.contains(base)) {
+                images.insert(with_defaults(base, &defaults));
+            }
+            if let [_, r#as, stage] = words[..]
+                && r#as.eq_ignore_ascii_case("AS")
+            {
+                stages.push(stage);
+            }
+        }
+        images
+    }
+
+    /// Replaces `$NAME` and `${NAME}`.
+    fn with_defaults(text: &str, defaults: &[(&str, &str)]) -> String {
+        let mut text = text.to_owned();
+        for (name, value) in defaults {
+            let value = value.trim_matches('"');
+            text = text.replace(&format!("${{{name}}}"), value);
+            if text == format!("${name}") {
+                value.clone_into(&mut text);
+            }
+        }
+        text
+    }
 
     #[test]
     fn base_images_exclude_stages_and_scratch() {
@@ -228,19 +269,11 @@ mod tests {
 
     #[test]
     fn base_images_of_the_tutorial_are_in_its_dockerfiles() {
-        let starts = |image: &TutorialImage| -> Vec<String> {
-            let images = image.base_images().unwrap().into_iter();
-            images
-                .map(|name| name.split(':').next().unwrap().to_owned())
-                .collect()
-        };
         for image in LADDER.iter().chain(&IMAGES) {
-            let expected = match image.label() {
-                "1-python" | "2-python-slim" | "timber-workshop:hug" => vec!["python"],
-                "3-rust" | "timber-tutorial:1" => vec!["debian", "rust"],
-                _ => vec!["rust"],
-            };
-            assert_eq!(starts(image), expected, "{}", image.name);
+            let dockerfile = fs::read_to_string(ROOT.join(image.dockerfile)).unwrap();
+            let found = base_images_in(&dockerfile);
+            let found: Vec<_> = found.iter().map(String::as_str).collect();
+            assert_eq!(found, image.bases, "{}", image.dockerfile);
         }
     }
 

@@ -68,9 +68,22 @@ fn most_common_note(results: &Results) -> Option<String> {
 /// No font is installed, or the SVG is invalid.
 pub fn png(slide: &str) -> Result<Vec<u8>> {
     let mut fonts = usvg::fontdb::Database::new();
+    for font in EMBEDDED {
+        fonts.load_font_data(font.to_vec());
+    }
     fonts.load_system_fonts();
     png_with(slide, fonts)
 }
+
+/// The fonts that the slide names, for an image without fonts.
+#[cfg(feature = "embedded-fonts")]
+const EMBEDDED: [&[u8]; 3] = [
+    include_bytes!(concat!(env!("WORKSHOP_FONTS"), "/DejaVuSans.ttf")),
+    include_bytes!(concat!(env!("WORKSHOP_FONTS"), "/DejaVuSans-Bold.ttf")),
+    include_bytes!(concat!(env!("WORKSHOP_FONTS"), "/DejaVuSansMono.ttf")),
+];
+#[cfg(not(feature = "embedded-fonts"))]
+const EMBEDDED: [&[u8]; 0] = [];
 
 fn png_with(slide: &str, mut fonts: usvg::fontdb::Database) -> Result<Vec<u8>> {
     // The first font is the fallback if none of the slide's font families is installed.

@@ -83,7 +83,7 @@ mod tests {
             if image.context.is_empty() {
                 assert!(has("Cargo.lock") && has("src/main.rs"), "{paths:?}");
                 assert!(
-                    !has("README.md") && !has("workshop/Cargo.toml") && !has(".dockerignore"),
+                    !has("README.md") && !has("workshop/Dockerfile") && !has(".dockerignore"),
                     "{paths:?}"
                 );
             } else {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::{TutorialImage, context, stand_in};
+use super::{ROOT, TutorialImage, context, stand_in};
 use crate::{engine::Engine, terminal::Bar};
 
 /// Number of lines of a failed build to show.
@@ -14,12 +14,15 @@ const LAST_LINES: usize = 15;
 /// pulls the official images in place of stand-ins.
 ///
 /// # Errors
-/// The engine does not respond, a Dockerfile cannot be read, or a build fails. The error then
+/// The engine does not respond, the repository is missing, or a build fails. The error then
 /// contains the end of its output.
 pub async fn prepare(engine: &Engine, images: &[TutorialImage], rebuild: bool) -> Result<()> {
-    replace_stand_ins(engine, images).await?;
+    if ROOT.exists() {
+        replace_stand_ins(engine, images).await?;
+    }
     for image in images {
         if rebuild || engine.find(image.name).await?.is_none() {
+            image.check_dockerfile()?;
             build(engine, image).await?;
         }
     }
@@ -31,20 +34,20 @@ pub async fn prepare(engine: &Engine, images: &[TutorialImage], rebuild: bool) -
 async fn replace_stand_ins(engine: &Engine, images: &[TutorialImage]) -> Result<()> {
     let (mut tried, mut replaced) = (BTreeSet::new(), BTreeSet::new());
     for image in images {
-        for base in image.base_images()? {
-            if !tried.insert(base.clone()) || !is_stand_in(engine, &base).await? {
+        for base in image.bases.iter().copied() {
+            if !tried.insert(base) || !is_stand_in(engine, base).await? {
                 continue;
             }
             let what = format!("pulling {base}");
             let bar = Bar::spinner(&what);
-            if let Err(error) = engine.pull(&base, |status| bar.say(status)).await {
+            if let Err(error) = engine.pull(base, |status| bar.say(status)).await {
                 drop(bar);
                 eprintln!("Keeping local stand-ins for official images: {what}: {error:#}");
                 return remove_built_on(engine, images, &replaced).await;
             }
             drop(bar);
             // A registry of one's own can serve stand-ins.
-            if !is_stand_in(engine, &base).await? {
+            if !is_stand_in(engine, base).await? {
                 eprintln!("Pulled {base} in place of a local stand-in");
                 replaced.insert(base);
             }
@@ -61,10 +64,11 @@ async fn is_stand_in(engine: &Engine, image: &str) -> Result<bool> {
 async fn remove_built_on(
     engine: &Engine,
     images: &[TutorialImage],
-    replaced: &BTreeSet<String>,
+    replaced: &BTreeSet<&str>,
 ) -> Result<()> {
     for image in images {
-        if !image.base_images()?.is_disjoint(replaced) && engine.find(image.name).await?.is_some() {
+        let is_affected = image.bases.iter().any(|base| replaced.contains(base));
+        if is_affected && engine.find(image.name).await?.is_some() {
             eprintln!("Building {} again, on official images", image.name);
             engine.remove_image(image.name).await?;
         }
