@@ -17,7 +17,7 @@ use crate::{
     results::{FORMAT, Image, Results, Settings},
     signals::Signals,
     subject::Subject,
-    terminal::{Bar, clean},
+    terminal::{Bar, clean, program},
     trial::{Plan, Round, Trial},
     tutorial::{self, TutorialImage, prepare::prepare},
     units::number,
@@ -232,7 +232,7 @@ fn command_line() -> String {
             format!("'{}'", argument.replace('\'', r"'\''"))
         }
     });
-    ["cargo".to_owned(), "workshop".to_owned()]
+    [program().to_owned()]
         .into_iter()
         .chain(arguments)
         .collect::<Vec<_>>()

@@ -21,12 +21,12 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 /// Compare container images of HTTP services, and count the requests that a rollout loses
 #[derive(Parser)]
-#[command(name = "cargo workshop", bin_name = "cargo workshop", version)]
+#[command(name = "cargo workshop", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -46,7 +46,10 @@ enum Command {
 /// error.
 fn main() -> ExitCode {
     let runtime = Runtime::new().expect("the runtime starts");
-    let result = runtime.block_on(run(Arguments::parse().command));
+    let arguments = Arguments::command().bin_name(terminal::program());
+    let arguments =
+        Arguments::from_arg_matches(&arguments.get_matches()).unwrap_or_else(|error| error.exit());
+    let result = runtime.block_on(run(arguments.command));
     // Does not wait for the thread that compresses layers.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| {

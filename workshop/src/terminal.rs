@@ -1,6 +1,6 @@
 //! Text for the terminal, and progress on standard error: a bar on a terminal, or else a line.
 
-use std::{fmt, ops::Deref, time::Duration};
+use std::{env, fmt, ops::Deref, time::Duration};
 
 use console::Term;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -10,6 +10,14 @@ use crate::units::number;
 /// Returns the width of the terminal, or `None` without one.
 pub fn width(terminal: &Term) -> Option<u16> {
     terminal.size_checked().map(|(_, columns)| columns)
+}
+
+/// Returns how the tool was called: through cargo, or as a program in a container.
+pub fn program() -> &'static str {
+    match env::var_os("CARGO") {
+        Some(_) => "cargo workshop",
+        None => "timber-workshop",
+    }
 }
 
 /// Replaces control characters, because text from an image must not control the terminal.

@@ -66,6 +66,7 @@ pub fn html(view: &View) -> Result<String> {
             lanes => Serde(lanes(view)),
             lines => Serde(lines(view)),
             all => view.all,
+            title => view.title(),
             here => here(view),
             stand_ins => results.stand_in_legend(),
             images => Serde(results.images.iter().map(Described::from).collect::<Vec<_>>()),

@@ -36,7 +36,7 @@ pub fn svg(view: &View) -> Result<String> {
         SLIDE,
         context! {
             panels => Serde(panels),
-            title => format!("{} images, side by side", results.images.len()),
+            title => view.title(),
             failed => results.images.iter().filter(|image| image.failure.is_some()).count(),
             stand_ins => results.stand_in_legend().map(|legend| cut(&legend, 160)),
             note => cut(&most_common_note(results).unwrap_or_default(), 160),

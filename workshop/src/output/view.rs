@@ -50,6 +50,13 @@ impl<'a> View<'a> {
         }
     }
 
+    pub fn title(&self) -> String {
+        match self.results.images.len() {
+            1 => "1 image".to_owned(),
+            count => format!("{count} images, side by side"),
+        }
+    }
+
     pub fn rows(&self) -> impl Iterator<Item = &'static Row> {
         rows(self.results, self.all)
     }
