@@ -1,9 +1,14 @@
 //! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
 //! conditions.
 
-use std::{collections::HashMap, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, value_parser};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
@@ -13,7 +18,7 @@ use crate::{
     contents::{self, Contents},
     differences::Differences,
     engine::{Engine, Layered},
-    load, output,
+    host, load, output,
     results::{FORMAT, Image, Results, Settings},
     signals::Signals,
     subject::Subject,
@@ -53,7 +58,7 @@ pub struct Arguments {
 
     /// Number of rounds. In each, a container of each image starts, is put under load, and stops
     ///
-    /// With fewer than 9 rounds, any difference may be chance.
+    /// With fewer than 9 rounds, any difference in time, memory or load may be chance.
     #[arg(long, alias = "runs", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
@@ -98,7 +103,8 @@ fn seconds(text: &str) -> Result<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Returns exit code 0, or 1 if an image failed or a figure exceeds its limit.
+/// Returns exit code 0, or 1 if an image failed, or a figure exceeds its limit or is worse than in
+/// the baseline.
 ///
 /// # Errors
 /// Nothing can be measured, such as without an engine.
@@ -119,36 +125,55 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         .map(|subject| (subject.name.as_str(), subject.label.as_str()))
         .collect();
     arguments.output.check(&names)?;
+    // Two for each connection while the load generator is measured with a server of its own.
+    host::raise_open_files(u64::from(arguments.connections) * 2 + 100)?;
+    let mut labels = BTreeSet::new();
+    for Subject { name, label, .. } in &subjects {
+        ensure!(
+            labels.insert(label),
+            "duplicate label {label:?}: add another, as {name}=LABEL"
+        );
+    }
     let engine = Engine::connect().await?;
-    arguments
-        .output
-        .check_baseline(engine.description.reached)?;
+    let settings = Settings {
+        rounds: arguments.rounds,
+        load_seconds: arguments.load.as_secs_f64(),
+        connections: arguments.connections,
+        fixed_rate: None,
+        generator_limit: None,
+    };
+    let reached = engine.description.reached;
+    let baseline = arguments.output.baseline_for(reached, &settings)?;
+    let fixed_rate = baseline.and_then(|baseline| baseline.settings.fixed_rate);
     let mut signals = Signals::new()?;
     let abandoned = engine.claim().await?;
     if abandoned > 0 {
         eprintln!("Containers of an aborted comparison removed: {abandoned}");
     }
     let results = tokio::select! {
-        results = measure(&engine, &arguments, subjects) => results,
+        results = measure(&engine, &arguments, subjects, fixed_rate) => results,
         signal = signals.next() => Err(anyhow!(signal)),
     };
     let cleared = engine.clear().await;
+    if let Err(error) = &cleared {
+        eprintln!("cannot remove everything: {error:#}");
+    }
     let code = output::present(&results?, &arguments.output)?;
-    cleared?;
-    Ok(code)
+    cleared.map(|()| code)
 }
 
 async fn measure(
     engine: &Engine,
     arguments: &Arguments,
     subjects: Vec<Subject>,
+    fixed_rate: Option<f64>,
 ) -> Result<Results> {
     let begun = Timestamp::now();
     let plan = Plan {
         timeout: Duration::from_secs(arguments.ready.into()),
         connections: arguments.connections,
         load: arguments.load,
-        fixed_rate: None,
+        fixed_rate,
     };
     announce(arguments.rounds, subjects.len(), plan);
     prepare(engine, arguments.tutorial_images(), arguments.rebuild).await?;
@@ -177,7 +202,7 @@ async fn measure(
     let others = engine.others().await?;
     if others > 0 {
         let note = format!(
-            "{others} other containers were running: times are too high, and memory that they share is too low"
+            "{others} other containers were running: times can be too high, and memory that they share too low"
         );
         for row in &mut comparison.rows {
             row.image.notes.push(note.clone());
@@ -347,7 +372,9 @@ impl Comparison<'_> {
             bar.inc(1);
         }
         let rate = two_digits(slowest / 2.0);
-        self.plan.fixed_rate = (rate.is_finite() && rate > 0.0).then_some(rate);
+        let rate = (rate.is_finite() && rate > 0.0).then_some(rate);
+        // That of the baseline, so that the latencies can be compared.
+        self.plan.fixed_rate = self.plan.fixed_rate.or(rate);
     }
 
     async fn rounds(&mut self, count: u32) {
@@ -365,10 +392,18 @@ impl Comparison<'_> {
             let note = rounds.iter().find_map(|round| round.note);
             row.image.notes.extend(note.map(str::to_owned));
             if let Some(limit) = self.generator_limit {
-                let loads = rounds.iter().filter_map(|round| round.loads.as_ref());
-                let kept: Vec<_> = loads.map(|loads| &loads.kept).collect();
+                let loads: Vec<_> = rounds.iter().filter_map(|round| round.loads.as_ref()).collect();
+                let kept: Vec<_> = loads.iter().map(|loads| &loads.kept).collect();
                 let cpus = number(self.engine.machine.cpus);
-                row.image.notes.extend(load::bottleneck(&kept, limit, cpus));
+                let allowed = loads.last().map_or(cpus, |loads| loads.cpus);
+                let notes = &mut row.image.notes;
+                notes.extend(load::bottleneck(&kept, limit, allowed, cpus));
+                let errors: u64 = loads.iter().map(|loads| loads.errors()).sum();
+                if errors > 0 {
+                    notes.push(format!(
+                        "{errors} requests had no good response: latencies are those of the others"
+                    ));
+                }
             }
         }
     }

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bollard::{
     Docker,
-    errors::Error::DockerResponseServerError,
+    errors::Error::{DockerContainerWaitError, DockerResponseServerError},
     models::{
         ContainerCreateBody, HealthConfig, HostConfig, MountType, NetworkConnectRequest,
         NetworkingConfig, PortBinding,
@@ -330,13 +330,17 @@ impl Engine {
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
-        // bollard returns an error for exit codes other than 0. The state contains the code in any
-        // case.
-        _ = self
+        let waited = self
             .docker
             .wait_container(&container.id, Some(options))
             .next()
             .await;
+        match waited {
+            // bollard returns an error for exit codes other than 0. The state contains the code in
+            // any case.
+            None | Some(Ok(_) | Err(DockerContainerWaitError { .. })) => {}
+            Some(Err(error)) => return Err(error).context("cannot wait for the container"),
+        }
         let code = self.exit_code(&container.id).await?;
         let logs = LogsOptionsBuilder::new()
             .stdout(true)

@@ -21,6 +21,8 @@ pub struct Row {
     pub better: Better,
     /// Whether it is shown without `--all`.
     pub is_headline: bool,
+    /// Whether it also depends on other images, on the engine's store, or on luck.
+    is_incidental: bool,
     source: Source,
 }
 
@@ -73,6 +75,7 @@ const fn row(
         unit,
         better,
         is_headline: false,
+        is_incidental: false,
         source,
     }
 }
@@ -80,6 +83,11 @@ const fn row(
 impl Row {
     const fn headline(mut self) -> Self {
         self.is_headline = true;
+        self
+    }
+
+    const fn incidental(mut self) -> Self {
+        self.is_incidental = true;
         self
     }
 }
@@ -90,16 +98,16 @@ pub const ROWS: &[Row] = &[
     row("pull", SIZE, "pulled size", "what a pull transfers: compressed layers", BYTES,
         Inside(|contents| Figure::Count(contents.compressed_bytes))).headline(),
     row("pull-5-mbit", SIZE, "pull at 5 Mbit/s", "computed from the pulled size", SECONDS,
-        Figures(|image| pull_seconds(image, 5e6))),
+        Figures(|image| pull_seconds(image, 5e6))).incidental(),
     row("pull-50-mbit", SIZE, "pull at 50 Mbit/s", "computed from the pulled size", SECONDS,
-        Figures(|image| pull_seconds(image, 50e6))),
+        Figures(|image| pull_seconds(image, 50e6))).incidental(),
     row("pull-1-gbit", SIZE, "pull at 1 Gbit/s", "computed from the pulled size", SECONDS,
-        Figures(|image| pull_seconds(image, 1e9))),
+        Figures(|image| pull_seconds(image, 1e9))).incidental(),
     row("unpacked", SIZE, "unpacked size", "on disk, after the pull", BYTES,
         Inside(|contents| Figure::Count(contents.unpacked_bytes))).headline(),
     row("size", SIZE, "size in the engine", "as docker images shows it", BYTES,
         Engine(|image| image.bytes.map_or_else(
-            || Figure::NotAvailable("the engine reports no size".to_owned()), Figure::Count))),
+            || Figure::NotAvailable("the engine reports no size".to_owned()), Figure::Count))).incidental(),
     row("layers", SIZE, "layers", "of the image", (Unit::Count, Better::Neither),
         Inside(|contents| Figure::Count(contents.layers))),
     row("shared", SIZE, "shared layers", "the first ones, with which another image on this engine begins, too", WORDS,
@@ -107,9 +115,9 @@ pub const ROWS: &[Row] = &[
             || "none".to_owned(),
             |with| format!("{}, with {with}", Unit::Bytes.write(number(layers.shared_bytes)))))))),
     row("own", SIZE, "own layers", "files in the other layers, which only this image and its copies have", BYTES,
-        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.own_bytes)))),
+        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.own_bytes)))).incidental(),
     row("ten", SIZE, "ten such services", "computed: shared layers once, own layers ten times", BYTES,
-        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.ten_services())))),
+        Inside(|contents| sharing(contents, |layers| Figure::Count(layers.ten_services())))).incidental(),
 
     row("files", CONTENTS, "files", "that a container sees", COUNT,
         Inside(|contents| Figure::Count(contents.files))).headline(),
@@ -139,8 +147,8 @@ pub const ROWS: &[Row] = &[
 
     row("stop", STOP, "time to stop", "duration of docker stop", SECONDS,
         Rounds(|rounds| each(rounds, |round| Ok(round.stop)))),
-    row("sigterm", STOP, "at SIGTERM", "seen in the last stop", WORDS,
-        Rounds(|rounds| rounds.last().map_or_else(none_completed, at_sigterm))),
+    row("stop-signal", STOP, "at the stop signal", "SIGTERM, or what the image names, in the last round", WORDS,
+        Rounds(|rounds| rounds.last().map_or_else(none_completed, at_stop_signal))),
 
     row("memory", MEMORY, "idle memory", "of all its processes, before the load", BYTES,
         Rounds(|rounds| each(rounds, |round| round.idle_memory.clone()))).headline(),
@@ -174,7 +182,7 @@ pub const ROWS: &[Row] = &[
     row("fixed-p99", WORK, "latency at a fixed rate, 99 %", "from the time at which a request was due", SECONDS,
         UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.99)))),
     row("errors", WORK, "errors", "requests without the expected response, in all rounds", COUNT,
-        UnderLoad(|loads| Figure::Count(loads.iter().map(|load| load.errors()).sum()))),
+        UnderLoad(|loads| Figure::Count(loads.iter().map(|load| load.errors()).sum()))).incidental(),
 ];
 
 /// Returns the rows of a comparison: without those about the load if there was none.
@@ -228,6 +236,11 @@ impl Image {
 }
 
 impl Row {
+    /// Returns whether an image can be better or worse than another in this figure.
+    pub fn is_comparable(&self) -> bool {
+        self.better != Better::Neither && !self.is_incidental
+    }
+
     pub fn of(&self, image: &Image) -> Figure {
         match self.source {
             Figures(compute) => compute(image),
@@ -289,16 +302,14 @@ fn pull_seconds(image: &Image, bits_per_second: f64) -> Figure {
     }
 }
 
-/// `docker stop` sends SIGTERM, and SIGKILL after 10 s.
-fn at_sigterm(last: &Round) -> Figure {
-    const SIGTERM: i64 = 128 + 15;
-    const SIGKILL: i64 = 128 + 9;
-    let reaction = match last.exit_code {
-        SIGTERM => "no handler, exit code 143".to_owned(),
-        SIGKILL => "ignored, then killed, exit code 137".to_owned(),
-        code => format!("handled, exit code {code}"),
-    };
-    Figure::Words(reaction)
+/// `docker stop` kills a process that does not end within 10 s.
+fn at_stop_signal(last: &Round) -> Figure {
+    let code = last.exit_code;
+    Figure::Words(if last.stop < 10.0 {
+        format!("ends, exit code {code}")
+    } else {
+        format!("goes on, killed after 10 s, exit code {code}")
+    })
 }
 
 fn fixed(loads: &Loads) -> Result<&Load, String> {

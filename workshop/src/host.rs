@@ -2,8 +2,9 @@
 
 use std::{fs, io::ErrorKind, path::Path};
 
+use anyhow::{Result, ensure};
 use rustix::{
-    process::{Pid, test_kill_process},
+    process::{Pid, Resource, Rlimit, getrlimit, setrlimit, test_kill_process},
     rand::{GetRandomFlags, getrandom},
 };
 
@@ -18,6 +19,26 @@ const SHORT_ID: usize = 12;
 /// another one.
 pub fn is_our_kernel(release: &str) -> bool {
     rustix::system::uname().release().to_str() == Ok(release)
+}
+
+/// Raises this process's limit of open files to the highest that is allowed.
+///
+/// # Errors
+/// That is fewer than `needed`.
+pub fn raise_open_files(needed: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    _ = setrlimit(Resource::Nofile, raised);
+    let current = getrlimit(Resource::Nofile).current;
+    ensure!(
+        current.is_none_or(|current| current >= needed),
+        "--connections: needs {needed} open files, but the limit is {}: raise it with ulimit -n, or use fewer connections",
+        current.unwrap_or_default()
+    );
+    Ok(())
 }
 
 /// Reads the model from `/proc`, because the engine does not report it.

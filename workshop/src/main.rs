@@ -42,8 +42,8 @@ enum Command {
     Watch(watch::Arguments),
 }
 
-/// Exit codes: 0 success; 1 a request was lost, an image failed or a figure exceeds its limit; 2
-/// error.
+/// Exit codes: 0 success; 1 a request was lost, an image failed, or a figure exceeds its limit or is
+/// worse than in the baseline; 2 error.
 fn main() -> ExitCode {
     let runtime = Runtime::new().expect("the runtime starts");
     let arguments = Arguments::command().bin_name(terminal::program());

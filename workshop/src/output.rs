@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 
 use self::{limits::Limit, view::View};
 use crate::{
-    results::{Reached, Results},
+    results::{Reached, Results, Settings},
     terminal::clean,
 };
 
@@ -114,17 +114,8 @@ impl Options {
     pub fn check(&self, images: &[(&str, &str)]) -> Result<()> {
         self.read_baseline()?;
         let directory = self.directory();
-        let parents = || directory.ancestors().skip(1).find(|parent| parent.exists());
-        let existing = if directory.exists() {
-            directory
-        } else {
-            parents().unwrap_or(Path::new(""))
-        };
-        let here = if existing.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            existing
-        };
+        let existing = directory.ancestors().find(|parent| parent.exists());
+        let here = existing.unwrap_or(Path::new("."));
         tempfile::tempfile_in(here)
             .with_context(|| format!("--output: cannot write to {}", directory.display()))?;
         let unknown = limits::unknown(&self.fail_over, images);
@@ -137,17 +128,13 @@ impl Options {
         self.output.as_deref().unwrap_or(Path::new("comparison"))
     }
 
-    /// Checks the baseline before the measurement, when the engine is known.
+    /// Returns the baseline.
     ///
     /// # Errors
     ///
-    /// Those of [`Options::check`], and requests reached the containers of the baseline in another
-    /// way.
-    pub fn check_baseline(&self, now: Reached) -> Result<()> {
-        self.baseline_for(now).map(drop)
-    }
-
-    fn baseline_for(&self, now: Reached) -> Result<Option<Results>> {
+    /// It cannot be read, or is not comparable: requests reached its containers in another way, or
+    /// the load was another one.
+    pub fn baseline_for(&self, now: Reached, settings: &Settings) -> Result<Option<Results>> {
         let Some(baseline) = self.read_baseline()? else {
             return Ok(None);
         };
@@ -155,6 +142,17 @@ impl Options {
         ensure!(
             before == now,
             "--baseline: not comparable: requests went over {before} then, and over {now} now, whose cost differs"
+        );
+        let load = |settings: &Settings| {
+            format!(
+                "{} connections and {} s of load",
+                settings.connections, settings.load_seconds
+            )
+        };
+        let (then, now) = (load(&baseline.settings), load(settings));
+        ensure!(
+            then == now,
+            "--baseline: not comparable: {then} then, and {now} now"
         );
         Ok(Some(baseline))
     }
@@ -169,7 +167,7 @@ impl Options {
 }
 
 fn emit(results: &Results, options: &Options, directory: Option<&Path>) -> Result<ExitCode> {
-    let baseline = options.baseline_for(results.engine.reached);
+    let baseline = options.baseline_for(results.engine.reached, &results.settings);
     let before = baseline.as_ref().ok().and_then(Option::as_ref);
     let view = View::new(results, before, options.all);
     // Errors are returned at the end, so that no result is lost.

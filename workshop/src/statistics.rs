@@ -5,7 +5,7 @@ use statrs::stats_tests::{
     mannwhitneyu::{MannWhitneyUMethod, mannwhitneyu},
 };
 
-/// Accepted probability that a comparison names any difference that is chance.
+/// Accepted probability that any difference that is named between two images is chance.
 pub const LEVEL: f64 = 0.01;
 
 /// Returns the median, or `None` of no samples. Of an even number, it is the mean of the two in the

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use hyper::{
-    StatusCode,
+    StatusCode, Uri,
     header::{HeaderName, HeaderValue},
 };
 
@@ -58,6 +58,10 @@ impl FromStr for Subject {
             run: RunOptions::default(),
             options: Vec::new(),
         };
+        // A misspelled key would be a part of the label.
+        if let Some(key) = label.split(':').skip(1).find_map(key_of) {
+            bail!("unknown key {key:?} of {name}: expected one of {}", KEYS.join(", "));
+        }
         for (key, value) in options {
             subject
                 .set(key, value)
@@ -91,6 +95,12 @@ fn split(text: &str) -> (&str, Vec<(&str, &str)>) {
     (image, options.collect())
 }
 
+fn key_of(word: &str) -> Option<&str> {
+    let (key, _) = word.split_once('=')?;
+    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase());
+    is_key.then_some(key)
+}
+
 impl Subject {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
@@ -103,6 +113,8 @@ impl Subject {
             }
             "path" => {
                 ensure!(value.starts_with('/'), "expected a slash at the start");
+                let uri = value.parse::<Uri>();
+                uri.context("expected a path without spaces, such as /index")?;
                 value.clone_into(&mut self.path);
             }
             "status" => {
@@ -249,6 +261,8 @@ mod tests {
             ("a:port=x:80", "invalid port \"x:80\""),
             ("a:port=80:70000", "from 1 to 65535"),
             ("a:path=index", "slash"),
+            ("a:path=/a b", "without spaces"),
+            ("a=label:ports=80", "unknown key \"ports\" of a"),
             ("a:status=ok", "invalid status \"ok\""),
             ("a:header=x", "NAME: VALUE"),
             ("a:command='", "quoted as in a shell"),

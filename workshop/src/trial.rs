@@ -98,8 +98,10 @@ impl Trial<'_> {
             .create(&self.subject.name, self.port, &self.subject.run)
             .await?;
         let round = self.measure(&container, begin).await;
-        self.engine.remove(&container.id).await?;
-        round
+        let removed = self.engine.remove(&container.id).await;
+        let round = round?;
+        removed?;
+        Ok(round)
     }
 
     async fn measure(&self, container: &Container, begin: Instant) -> Result<Round> {
@@ -163,7 +165,7 @@ impl Trial<'_> {
 
     async fn loads(&self, container: &Container, service: &Service) -> Result<Loads> {
         let connections = self.plan.connections;
-        service.load(Pattern::Keep, connections, WARM_UP).await?;
+        service.load(Pattern::Keep, connections, WARM_UP).await;
         let before = self.engine.usage(container).await?;
         let (kept, usage) = self
             .load(container, service, Pattern::Keep, &before)
@@ -200,7 +202,7 @@ impl Trial<'_> {
     ) -> Result<(Load, Usage)> {
         let mut load = service
             .load(pattern, self.plan.connections, self.plan.load)
-            .await?;
+            .await;
         let after = self.engine.usage(container).await?;
         load.container_cpu_seconds = after.cpu_seconds - before.cpu_seconds;
         Ok((load, after))

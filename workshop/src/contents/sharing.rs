@@ -50,10 +50,10 @@ impl Sharing {
             .iter()
             .map(|other| (in_common(other), other))
             .filter(|(count, _)| (1..layers.len()).contains(count))
-            // A base image explains more than a sibling does.
+            // A sibling can be an older version of this image, which shares more than other services do.
             .max_by_key(|(count, other)| {
                 let is_base = *count == other.layers.len();
-                (*count, is_base, Reverse(&other.name))
+                (is_base, *count, Reverse(&other.name))
             })
             .map_or((0, None), |(count, other)| (count, Some(other)));
         if with.is_none() && !is_from_scratch {

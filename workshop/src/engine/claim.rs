@@ -62,7 +62,7 @@ impl Engine {
     /// # Errors
     /// Another comparison is running.
     pub async fn claim(&self) -> Result<usize> {
-        while let Some(owner) = self.lock().await? {
+        while let Some((run, owner)) = self.lock().await? {
             if self.is_alive(owner.as_ref()).await? {
                 let who = match owner {
                     Some(Owner {
@@ -76,7 +76,7 @@ impl Engine {
                     "{who} is running another comparison on this engine. If that is wrong, run docker volume rm {LOCK}"
                 );
             }
-            self.unlock().await?;
+            self.unlock(&run).await?;
         }
         let abandoned = self.containers(|run| run != self.run).await?;
         for id in &abandoned {
@@ -94,12 +94,12 @@ impl Engine {
             self.remove(&id).await?;
         }
         self.remove_networks(|run| run == self.run).await?;
-        self.unlock().await
+        self.unlock(&self.run).await
     }
 
-    /// Creates the lock. Returns `None` if this run has it now, and its owner otherwise, if that is
-    /// known.
-    async fn lock(&self) -> Result<Option<Option<Owner>>> {
+    /// Creates the lock. Returns `None` if this run has it now. Otherwise returns the run that has
+    /// it, and its owner, if that is known.
+    async fn lock(&self) -> Result<Option<(String, Option<Owner>)>> {
         let request = VolumeCreateRequest {
             name: Some(LOCK.to_owned()),
             labels: Some(HashMap::from([
@@ -113,14 +113,21 @@ impl Engine {
         created.with_context(|| format!("cannot create the volume {LOCK}"))?;
         // After a restart of the engine, the response above lacks the labels of an older volume.
         let labels = self.docker.inspect_volume(LOCK).await?.labels;
-        if labels.get(LABEL) == Some(&self.run) {
+        let run = labels.get(LABEL).cloned().unwrap_or_default();
+        if run == self.run {
             return Ok(None);
         }
         let owner = labels.get(OWNER).map(String::as_str).unwrap_or_default();
-        Ok(Some(serde_json::from_str(owner).ok()))
+        Ok(Some((run, serde_json::from_str(owner).ok())))
     }
 
-    async fn unlock(&self) -> Result<()> {
+    /// Removes the lock of a run, but not one that another run has taken since.
+    async fn unlock(&self, run: &str) -> Result<()> {
+        let found = self.docker.inspect_volume(LOCK).await.ok();
+        let other = found.and_then(|volume| volume.labels.get(LABEL).cloned());
+        if other.is_some_and(|other| other != run) {
+            return Ok(());
+        }
         match self
             .docker
             .remove_volume(LOCK, None::<RemoveVolumeOptions>)

@@ -95,8 +95,8 @@ impl Engine {
             .iter()
             .map(|name| ((*name).to_owned(), (*name).to_owned()));
         let layers = named.chain(compared).map(async |(name, id)| {
-            // `None`: removed since it was listed.
-            let found = self.find(&id).await?;
+            // Removed since it was listed, or damaged: other images can still be compared.
+            let found = self.find(&id).await.ok().flatten();
             Ok(found.map(|Inspected { layers, .. }| Layered { name, layers }))
         });
         stream::iter(layers)

@@ -234,7 +234,7 @@ pub fn facts(results: &Results) -> Facts {
             machine.operating_system
         ),
         engine: format!(
-            "{} {}, {}, cgroup {}{}, reached over {}",
+            "{} {}, {}, cgroup {}{}, requests over {}",
             engine.name,
             engine.version,
             engine.storage_driver,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::{
-    differences::{Differences, differing},
+    differences::{Differences, ENOUGH, differing},
     figures::{Better, Row, rows},
     results::{DATE, Figure, Image, Results},
     statistics::LEVEL,
@@ -39,7 +39,11 @@ impl<'a> View<'a> {
     pub fn new(results: &'a Results, baseline: Option<&'a Results>, all: bool) -> Self {
         let before = |image: &Image| {
             let before = same_image(baseline?, image)?;
-            Some((before, differing(image, before)))
+            let mut changed = differing(image, before);
+            if baseline?.settings.fixed_rate != results.settings.fixed_rate {
+                changed.retain(|key| !key.starts_with("fixed-"));
+            }
+            Some((before, changed))
         };
         View {
             results,
@@ -134,16 +138,14 @@ impl<'a> View<'a> {
 
     /// Returns the sentence about differences that may be chance.
     fn chance(&self) -> String {
-        // With fewer, the test finds even the greatest difference too likely.
-        const ROUNDS: u32 = 9;
-        if self.results.settings.rounds < ROUNDS {
+        if (self.results.settings.rounds as usize) < ENOUGH {
             return format!(
-                "With fewer than {ROUNDS} rounds, any difference in time, memory or load may be chance."
+                "With fewer than {ENOUGH} rounds, any difference in time, memory or load may be chance."
             );
         }
         format!(
-            "Whether two images differ by more than chance: Mann–Whitney U test, with Holm's correction over the \
-             figures, wrong for {:.0} % of the pairs at most.",
+            "A Mann–Whitney U test with Holm's correction over the figures decides whether a difference is more than \
+             chance. It is wrong for at most {:.0} in 100 pairs of images.",
             LEVEL * 100.0
         )
     }
@@ -182,7 +184,7 @@ fn change(
     let (new, old) = (row.of(image).value()?, row.of(before).value()?);
     Some(if new.total_cmp(&old).is_eq() {
         "±0".to_owned()
-    } else if row.better != Better::Neither && !changed.contains(row.key) {
+    } else if row.is_comparable() && !changed.contains(row.key) {
         "≈".to_owned()
     } else if old == 0.0 {
         format!("was {}", row.unit.write(old))
@@ -251,17 +253,14 @@ mod tests {
 
     #[test]
     fn a_change_of_one_byte_is_shown() {
-        let change = |old, new| change("size", Figure::Count(old), Figure::Count(new)).unwrap();
-        assert_eq!(change(882_184, 883_066), "+0.1 %");
-        assert_eq!(change(882_184, 882_185), "+1 B");
-        assert_eq!(change(882_184, 882_183), "-1 B");
-        assert_eq!(change(882_184, 882_184), "±0");
-        assert_eq!(change(0, 12), "was 0 B");
+        let change_of = |old, new| change("size", Figure::Count(old), Figure::Count(new)).unwrap();
+        assert_eq!(change_of(882_184, 883_066), "+0.1 %");
+        assert_eq!(change_of(882_184, 882_185), "+1 B");
+        assert_eq!(change_of(882_184, 882_183), "-1 B");
+        assert_eq!(change_of(882_184, 882_184), "±0");
+        assert_eq!(change_of(0, 12), "was 0 B");
         let unknown = Figure::NotAvailable("unknown".to_owned());
-        assert_eq!(
-            super::tests::change("size", unknown, Figure::Count(1)),
-            None
-        );
+        assert_eq!(change("size", unknown, Figure::Count(1)), None);
     }
 
     #[test]

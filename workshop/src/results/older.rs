@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 /// Keys of today's figures, and where formats 1 and 2 have them.
-const FIGURES: [(&str, &str); 27] = [
+const FIGURES: [(&str, &str); 24] = [
     ("size", "/size/engine_bytes"),
     ("unpacked", "/size/unpacked_bytes"),
     ("pull", "/size/compressed_bytes"),
@@ -21,7 +21,6 @@ const FIGURES: [(&str, &str); 27] = [
     ("process", "/start/process_to_response"),
     ("process", "/start/process_to_answer"),
     ("stop", "/stop/seconds"),
-    ("exit-code", "/stop/exit_code"),
     ("memory", "/memory/idle"),
     ("loaded", "/memory/loaded"),
     ("rate", "/work/requests_per_second"),
@@ -29,13 +28,10 @@ const FIGURES: [(&str, &str); 27] = [
     ("p99", "/work/p99_seconds"),
     ("cpu", "/work/cpu_seconds_per_request"),
     ("errors", "/work/errors"),
-    // Format 1 had no list of these.
-    ("requests", "/work/requests"),
-    ("generator", "/work/generator_cpus"),
 ];
 
 /// Figures that were measured once, in one series per image.
-const MEASURED_ONCE: [&str; 6] = ["rate", "p50", "p99", "cpu", "generator", "requests"];
+const MEASURED_ONCE: [&str; 4] = ["rate", "p50", "p99", "cpu"];
 
 /// Converts a file of format 1 or 2 to the present one.
 pub fn upgrade(mut results: Value) -> Value {

@@ -233,7 +233,7 @@ fn a_baseline_shows_changes() {
     let earlier = changed(directory.path(), |results| {
         results["images"].as_array_mut().unwrap().truncate(3);
         let figures = &mut results["images"][2]["figures"];
-        figures["size"]["count"] = 883_066.into();
+        figures["unpacked"]["count"] = 883_066.into();
         figures["start"]["samples"][0] = 0.5.into();
     });
     let same = sound(directory.path());
@@ -256,7 +256,7 @@ fn a_baseline_shows_changes() {
         (output.status.code(), stderr(&output).as_str()),
         (
             Some(1),
-            "timber-tutorial:2: size is worse than in the baseline: 883 kB, before 882 kB\n"
+            "timber-tutorial:2: unpacked is worse than in the baseline: 883 kB, before 882 kB\n"
         )
     );
 
