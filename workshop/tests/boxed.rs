@@ -193,7 +193,7 @@ fn compares_over_a_network_of_its_own_and_leaves_nothing() {
         let picture = fs::read(tool.directory.path().join("report.png")).unwrap();
         assert!(picture.starts_with(b"\x89PNG"));
         let page = fs::read_to_string(tool.directory.path().join("report.html")).unwrap();
-        assert!(page.contains("reached over a container network"));
+        assert!(page.contains("requests over a container network"));
         assert_eq!(left(), "");
 
         let baseline = tool.directory.path().join("results.json");
