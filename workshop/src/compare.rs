@@ -392,7 +392,10 @@ impl Comparison<'_> {
             let note = rounds.iter().find_map(|round| round.note);
             row.image.notes.extend(note.map(str::to_owned));
             if let Some(limit) = self.generator_limit {
-                let loads: Vec<_> = rounds.iter().filter_map(|round| round.loads.as_ref()).collect();
+                let loads: Vec<_> = rounds
+                    .iter()
+                    .filter_map(|round| round.loads.as_ref())
+                    .collect();
                 let kept: Vec<_> = loads.iter().map(|loads| &loads.kept).collect();
                 let cpus = number(self.engine.machine.cpus);
                 let allowed = loads.last().map_or(cpus, |loads| loads.cpus);

@@ -411,9 +411,7 @@ mod tests {
     #[tokio::test]
     async fn quantiles_are_those_of_the_server() {
         let service = service(server(Duration::from_millis(100), true).await);
-        let load = service
-            .load(Pattern::Keep, 1, Duration::from_secs(2))
-            .await;
+        let load = service.load(Pattern::Keep, 1, Duration::from_secs(2)).await;
         // 9 of 10 responses are immediate.
         assert!(
             load.latency(0.85).unwrap() < 0.05,
@@ -458,9 +456,7 @@ mod tests {
             (&keeps, Pattern::New, false),
             (&closes, Pattern::Keep, false),
         ] {
-            let load = service
-                .load(pattern, 2, Duration::from_millis(200))
-                .await;
+            let load = service.load(pattern, 2, Duration::from_millis(200)).await;
             assert_eq!(load.is_kept(), is_kept);
             assert!(load.rate() > 100.0 && load.errors == 0, "{}", load.errors);
         }

@@ -60,7 +60,10 @@ impl FromStr for Subject {
         };
         // A misspelled key would be a part of the label.
         if let Some(key) = label.split(':').skip(1).find_map(key_of) {
-            bail!("unknown key {key:?} of {name}: expected one of {}", KEYS.join(", "));
+            bail!(
+                "unknown key {key:?} of {name}: expected one of {}",
+                KEYS.join(", ")
+            );
         }
         for (key, value) in options {
             subject

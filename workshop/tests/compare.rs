@@ -559,7 +559,7 @@ fn containers_run_as_asked() {
     ));
     let run = format!(
         "{}=checked:command=--bind :9000:port=9000:env=GREETING=hi:there:user=12345:54321:mount={}:/data\
-         :memory=64MB:cpus=0.5:network={network}:path=/nothing:status=404:header=Accept: text/plain",
+         :memory=64MB:cpus=0.1:network={network}:path=/nothing:status=404:header=Accept: text/plain",
         checks.0,
         directory.path().display()
     );
@@ -571,10 +571,13 @@ fn containers_run_as_asked() {
     docker(&format!("rm --force {database}"));
     docker(&format!("network rm {network}"));
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(*figure(&results, "checked", "cpus"), 0.5);
+    assert_eq!(*figure(&results, "checked", "cpus"), 0.1);
     assert_eq!(*figure(&results, "checked", "errors"), 0);
     let rate = |label| lowest(&results, label, "rate");
-    assert!(rate("checked") < rate("unlimited"), "half a CPU is slower");
+    assert!(
+        rate("checked") < rate("unlimited"),
+        "a tenth of a CPU is slower"
+    );
     let notes = results["images"][0]["notes"].to_string();
     assert!(notes.contains("run with command=--bind :9000"), "{notes}");
     assert_eq!(failed, Some(1));
