@@ -23,7 +23,7 @@ use crate::{
     signals::Signals,
     subject::Subject,
     terminal::{Bar, clean, program},
-    trial::{Plan, Round, Trial},
+    trial::{Loads, Plan, Trial},
     tutorial::{self, TutorialImage, prepare::prepare},
     units::number,
 };
@@ -56,7 +56,8 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "images")]
     ladder: bool,
 
-    /// Number of rounds. In each, a container of each image starts, is put under load, and stops
+    /// Number of rounds. In each, a container of each image starts and stops, and another is put
+    /// under load
     ///
     /// With fewer than 9 rounds, any difference in time, memory or load may be chance.
     #[arg(long, alias = "runs", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
@@ -188,17 +189,16 @@ async fn measure(
     }
     comparison.sizes().await?;
     comparison.rehearse().await;
-    if !plan.load.is_zero() {
-        let limit = load::own_limit(plan.connections, Duration::from_secs(1)).await?;
-        comparison.generator_limit = Some(limit);
-    }
     // Early, because the measurement takes minutes.
     for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
         if let Some(failure) = failure {
             eprintln!("{}", clean(&format!("{label}: {failure}")));
         }
     }
-    comparison.rounds(arguments.rounds).await;
+    comparison.starts(arguments.rounds).await;
+    if !plan.load.is_zero() {
+        comparison.loads(arguments.rounds).await?;
+    }
     let others = engine.others().await?;
     if others > 0 {
         let note = format!(
@@ -229,10 +229,8 @@ async fn measure(
 
 /// Says what is going to happen, and how long it takes.
 fn announce(rounds: u32, images: usize, plan: Plan) {
-    /// For a start and a stop.
-    const ABOUT: Duration = Duration::from_millis(1500);
     let count = u32::try_from(images).unwrap_or(u32::MAX);
-    let all = (plan.duration() + ABOUT) * (rounds + 1) * count;
+    let all = plan.duration() * (rounds + 1) * count;
     let number = |count: usize, one: &str| match count {
         1 => format!("1 {one}"),
         _ => format!("{count} {one}s"),
@@ -281,8 +279,15 @@ struct Row {
 }
 
 impl Row {
-    /// Runs a round, and ticks the bar meanwhile. A failure ends the measurement of this image.
-    async fn round(&mut self, engine: &Engine, plan: Plan, bar: &Bar) -> Option<Round> {
+    /// Measures a container, unless an earlier one failed. A failure ends the measurement of this
+    /// image.
+    async fn measure<T>(
+        &mut self,
+        engine: &Engine,
+        plan: Plan,
+        bar: &Bar,
+        run: impl AsyncFnOnce(Trial) -> Result<T>,
+    ) -> Option<T> {
         if self.image.failure.is_some() {
             return None;
         }
@@ -293,8 +298,8 @@ impl Row {
             port: self.port,
             plan,
         };
-        let round = trial.run().await;
-        round
+        let measured = run(trial).await;
+        measured
             .map_err(|error| self.image.failure = Some(format!("{error:#}")))
             .ok()
     }
@@ -359,15 +364,24 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Runs a round that does not count. It finds images that do not work, and the rate that all
-    /// images can serve: half of what the slowest one does.
+    /// Measures each image once. This does not count, but finds images that do not work, and the rate
+    /// that all images can serve: half of what the slowest one does.
     async fn rehearse(&mut self) {
         let bar = Bar::new("rehearsal", self.rows.len() as u64, "{pos} of {len}");
         let mut slowest = f64::INFINITY;
         for row in &mut self.rows {
-            let round = row.round(self.engine, self.plan, &bar).await;
-            if let Some(loads) = round.and_then(|round| round.loads) {
-                slowest = slowest.min(loads.kept.rate());
+            if self.plan.load.is_zero() {
+                row.measure(self.engine, self.plan, &bar, async |trial| {
+                    trial.start().await
+                })
+                .await;
+            } else {
+                let loads = row
+                    .measure(self.engine, self.plan, &bar, async |trial| {
+                        trial.load().await
+                    })
+                    .await;
+                slowest = loads.map_or(slowest, |loads| slowest.min(loads.kept.rate()));
             }
             bar.inc(1);
         }
@@ -377,38 +391,57 @@ impl Comparison<'_> {
         self.plan.fixed_rate = self.plan.fixed_rate.or(rate);
     }
 
-    async fn rounds(&mut self, count: u32) {
+    /// Takes turns among the images, and calls `run` for each of them in each round.
+    async fn rounds<T>(
+        &mut self,
+        name: &'static str,
+        count: u32,
+        run: impl AsyncFn(Trial) -> Result<T>,
+    ) -> Vec<Vec<T>> {
         let steps = u64::from(count) * self.rows.len() as u64;
-        let bar = Bar::new("rounds", steps, "{pos} of {len}");
-        let mut samples: Vec<Vec<Round>> = self.rows.iter().map(|_| Vec::new()).collect();
+        let bar = Bar::new(name, steps, "{pos} of {len}");
+        let mut samples: Vec<Vec<T>> = self.rows.iter().map(|_| Vec::new()).collect();
         for _ in 0..count {
             for (row, samples) in self.rows.iter_mut().zip(&mut samples) {
-                samples.extend(row.round(self.engine, self.plan, &bar).await);
+                samples.extend(row.measure(self.engine, self.plan, &bar, &run).await);
                 bar.inc(1);
             }
         }
-        for (row, rounds) in self.rows.iter_mut().zip(samples) {
-            row.image.read_rounds(&rounds);
-            let note = rounds.iter().find_map(|round| round.note);
+        samples
+    }
+
+    async fn starts(&mut self, count: u32) {
+        let starts = self
+            .rounds("starts", count, async |trial| trial.start().await)
+            .await;
+        for (row, starts) in self.rows.iter_mut().zip(starts) {
+            row.image.read_starts(&starts);
+            let note = starts.iter().find_map(|start| start.note);
             row.image.notes.extend(note.map(str::to_owned));
-            if let Some(limit) = self.generator_limit {
-                let loads: Vec<_> = rounds
-                    .iter()
-                    .filter_map(|round| round.loads.as_ref())
-                    .collect();
-                let kept: Vec<_> = loads.iter().map(|loads| &loads.kept).collect();
-                let cpus = number(self.engine.machine.cpus);
-                let allowed = loads.last().map_or(cpus, |loads| loads.cpus);
-                let notes = &mut row.image.notes;
-                notes.extend(load::bottleneck(&kept, limit, allowed, cpus));
-                let errors: u64 = loads.iter().map(|loads| loads.errors()).sum();
-                if errors > 0 {
-                    notes.push(format!(
-                        "{errors} requests had no good response: latencies are those of the others"
-                    ));
-                }
+        }
+    }
+
+    async fn loads(&mut self, count: u32) -> Result<()> {
+        let limit = load::own_limit(self.plan.connections, Duration::from_secs(1)).await?;
+        self.generator_limit = Some(limit);
+        let loads = self
+            .rounds("loads", count, async |trial| trial.load().await)
+            .await;
+        let cpus = number(self.engine.machine.cpus);
+        for (row, loads) in self.rows.iter_mut().zip(loads) {
+            row.image.read_loads(&loads);
+            let notes = &mut row.image.notes;
+            let kept: Vec<_> = loads.iter().map(|loads| &loads.kept).collect();
+            let allowed = loads.last().map_or(cpus, |loads| loads.cpus);
+            notes.extend(load::bottleneck(&kept, limit, allowed, cpus));
+            let errors: u64 = loads.iter().map(Loads::errors).sum();
+            if errors > 0 {
+                notes.push(format!(
+                    "{errors} requests had no good response: latencies are those of the others"
+                ));
             }
         }
+        Ok(())
     }
 }
 

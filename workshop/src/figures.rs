@@ -6,7 +6,7 @@ use crate::{
     engine::Inspected,
     load::Load,
     results::{Figure, Image, Results},
-    trial::{Loads, Round},
+    trial::{Loads, Start},
     units::{Unit, number},
 };
 
@@ -37,14 +37,13 @@ pub enum Better {
 enum Source {
     Engine(fn(&Inspected) -> Figure),
     Contents(fn(&Contents) -> Figure),
-    Rounds(fn(&[Round]) -> Figure),
-    /// Rounds with a load.
-    Load(fn(&[&Loads]) -> Figure),
+    Starts(fn(&[Start]) -> Figure),
+    Load(fn(&[Loads]) -> Figure),
     /// Computed from other figures.
     Figures(fn(&Image) -> Figure),
 }
 
-use Source::{Contents as Inside, Engine, Figures, Load as UnderLoad, Rounds};
+use Source::{Contents as Inside, Engine, Figures, Load as UnderLoad, Starts};
 
 const SIZE: &str = "Size";
 const CONTENTS: &str = "Contents";
@@ -141,17 +140,17 @@ pub const ROWS: &[Row] = &[
         Inside(|contents| or_none(contents.base.as_ref()))),
 
     row("start", START, "start to first response", "from docker run to the first response", SECONDS,
-        Rounds(|rounds| each(rounds, |round| Ok(round.create_to_response)))).headline(),
+        Starts(|starts| each(starts, |start| Ok(start.create_to_response)))).headline(),
     row("process", START, "process to first response", "without the engine: from the start of the process", SECONDS,
-        Rounds(|rounds| each(rounds, |round| round.process_to_response.clone()))),
+        Starts(|starts| each(starts, |start| start.process_to_response.clone()))),
 
     row("stop", STOP, "time to stop", "duration of docker stop", SECONDS,
-        Rounds(|rounds| each(rounds, |round| Ok(round.stop)))),
+        Starts(|starts| each(starts, |start| Ok(start.stop)))),
     row("stop-signal", STOP, "at the stop signal", "SIGTERM, or what the image names, in the last round", WORDS,
-        Rounds(|rounds| rounds.last().map_or_else(none_completed, at_stop_signal))),
+        Starts(|starts| starts.last().map_or_else(none_completed, at_stop_signal))),
 
     row("memory", MEMORY, "idle memory", "of all its processes, before the load", BYTES,
-        Rounds(|rounds| each(rounds, |round| round.idle_memory.clone()))).headline(),
+        Starts(|starts| each(starts, |start| start.idle_memory.clone()))).headline(),
     row("loaded", MEMORY, "memory after the load", "the same, right after it", BYTES,
         UnderLoad(|loads| each(loads, |load| load.memory.clone()))),
 
@@ -215,14 +214,16 @@ impl Image {
         });
     }
 
-    pub fn read_rounds(&mut self, rounds: &[Round]) {
-        let loads: Vec<_> = rounds
-            .iter()
-            .filter_map(|round| round.loads.as_ref())
-            .collect();
+    pub fn read_starts(&mut self, starts: &[Start]) {
         self.fill(|source| match source {
-            Rounds(read) if !rounds.is_empty() => Some(read(rounds)),
-            UnderLoad(read) if !loads.is_empty() => Some(read(&loads)),
+            Starts(read) => Some(read(starts)),
+            _ => None,
+        });
+    }
+
+    pub fn read_loads(&mut self, loads: &[Loads]) {
+        self.fill(|source| match source {
+            UnderLoad(read) => Some(read(loads)),
             _ => None,
         });
     }
@@ -276,7 +277,7 @@ impl Row {
     }
 }
 
-/// Reads a sample from each round. If one is missing, so is the figure.
+/// Reads a sample from each measurement. If one is missing, so is the figure.
 fn each<R>(rounds: &[R], read: impl Fn(&R) -> Result<f64, String>) -> Figure {
     let samples: Result<Vec<_>, _> = rounds.iter().map(read).collect();
     samples.map_or_else(Figure::NotAvailable, Figure::Samples)
@@ -303,7 +304,7 @@ fn pull_seconds(image: &Image, bits_per_second: f64) -> Figure {
 }
 
 /// `docker stop` kills a process that does not end within 10 s.
-fn at_stop_signal(last: &Round) -> Figure {
+fn at_stop_signal(last: &Start) -> Figure {
     let code = last.exit_code;
     Figure::Words(if last.stop < 10.0 {
         format!("ends, exit code {code}")

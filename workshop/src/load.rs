@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -187,9 +188,19 @@ pub fn bottleneck(loads: &[&Load], limit: f64, allowed: f64, cpus: f64) -> Optio
 impl Service {
     /// Sends requests on new connections until a response is good. `last_attempt` describes
     /// the latest failure.
+    ///
+    /// The engine's port forwarding accepts connections before the service does, and such a request
+    /// can wait in vain. So the next attempt does not wait for its end.
     pub async fn first_response(&self, last_attempt: &mut String) {
+        const OVERLAP: Duration = Duration::from_millis(100);
+        let mut attempts = FuturesUnordered::new();
         loop {
-            match time::timeout(TIMEOUT, self.request_once()).await {
+            attempts.push(time::timeout(TIMEOUT, self.request_once()));
+            let Ok(Some(ended)) = time::timeout(OVERLAP, attempts.next()).await else {
+                "no response yet".clone_into(last_attempt);
+                continue;
+            };
+            match ended {
                 Ok(Ok(status)) if status == self.status => return,
                 Ok(Ok(status)) => *last_attempt = format!("status {status}"),
                 Ok(Err(error)) => *last_attempt = format!("{error:#}"),

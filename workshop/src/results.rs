@@ -51,8 +51,8 @@ pub struct Difference {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Number of rounds. In each round, a container of each image is started, put under load and
-    /// stopped.
+    /// Number of rounds without a load, and of those with one. In each of them, each image gets a new
+    /// container.
     pub rounds: u32,
     /// Duration of each kind of load in a round. Zero: no load.
     pub load_seconds: f64,

@@ -1,4 +1,7 @@
-//! A round of the measurement: one container from its creation to its removal.
+//! One measurement: a container from its creation to its removal, at rest or under load.
+//!
+//! Each takes a container of its own: a container that starts right after a second of full load
+//! needs twice as long, whatever its image.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// freed by then.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// What happens in each round.
+/// How containers are measured.
 #[derive(Clone, Copy)]
 pub struct Plan {
     /// Timeout for the first response.
@@ -34,24 +37,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns about how long a round takes, without the start and the stop.
+    /// Returns about how long an image takes in a round.
     pub fn duration(&self) -> Duration {
+        /// Creation, start and removal of a container.
+        const CONTAINER: Duration = Duration::from_millis(1200);
+        let start = CONTAINER + SETTLE;
         if self.load.is_zero() {
-            SETTLE
+            start
         } else {
-            SETTLE + WARM_UP + self.load * 3
+            start + CONTAINER + WARM_UP + self.load * 3
         }
     }
 }
 
-/// Measurements of one container. Times are in seconds, sizes in bytes, and errors say why
-/// something is not available.
-pub struct Round {
+/// Measurements of a container without load. Times are in seconds, sizes in bytes, and errors say
+/// why something is not available.
+pub struct Start {
     pub create_to_response: f64,
     pub process_to_response: Result<f64, String>,
     pub idle_memory: Result<f64, String>,
-    /// `None`: no load.
-    pub loads: Option<Loads>,
     /// Duration of `docker stop`.
     pub stop: f64,
     pub exit_code: i64,
@@ -59,6 +63,7 @@ pub struct Round {
     pub note: Option<&'static str>,
 }
 
+/// Measurements of a container under load.
 pub struct Loads {
     /// Connections are kept if the server keeps them.
     pub kept: Load,
@@ -78,6 +83,15 @@ impl Loads {
     }
 }
 
+/// A container that has responded.
+struct Running {
+    container: Container,
+    service: Service,
+    /// From the creation of the container to the end of its first good response, in seconds.
+    create_to_response: f64,
+    responded: Timestamp,
+}
+
 pub struct Trial<'a> {
     pub engine: &'a Engine,
     pub subject: &'a Subject,
@@ -87,94 +101,115 @@ pub struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    /// Measures a new container, and removes it.
+    /// Measures a new container without load, and removes it.
     ///
     /// # Errors
     /// The container does not respond, or exits.
-    pub async fn run(&self) -> Result<Round> {
-        let begin = Instant::now();
-        let container = self
-            .engine
-            .create(&self.subject.name, self.port, &self.subject.run)
-            .await?;
-        let round = self.measure(&container, begin).await;
-        let removed = self.engine.remove(&container.id).await;
-        let round = round?;
-        removed?;
-        Ok(round)
+    pub async fn start(&self) -> Result<Start> {
+        self.with_container(async |running| {
+            let container = &running.container;
+            let process_to_response = self
+                .engine
+                .since_start(container, running.responded)
+                .await?;
+            time::sleep(SETTLE).await;
+            let idle = self.engine.usage(container).await?;
+            let (stop, exit_code) = self.engine.stop(container).await?;
+            Ok(Start {
+                create_to_response: running.create_to_response,
+                process_to_response,
+                idle_memory: idle.memory,
+                stop: stop.as_secs_f64(),
+                exit_code,
+                note: idle.memory_note,
+            })
+        })
+        .await
     }
 
-    async fn measure(&self, container: &Container, begin: Instant) -> Result<Round> {
+    /// Measures a new container under load, and removes it.
+    ///
+    /// # Errors
+    /// The container does not respond, or exits.
+    pub async fn load(&self) -> Result<Loads> {
+        self.with_container(async |running| {
+            // Fails if the container exits meanwhile.
+            tokio::select! {
+                loads = self.loads(running) => loads,
+                ended = self.engine.ended(&running.container) => bail!("under load, {}", ended?),
+            }
+        })
+        .await
+    }
+
+    async fn with_container<T>(
+        &self,
+        measure: impl AsyncFnOnce(&Running) -> Result<T>,
+    ) -> Result<T> {
+        let begin = Instant::now();
+        let Trial {
+            engine, subject, ..
+        } = self;
+        let container = engine
+            .create(&subject.name, self.port, &subject.run)
+            .await?;
+        let id = container.id.clone();
+        let measured = async { measure(&self.respond(container, begin).await?).await }.await;
+        let removed = engine.remove(&id).await;
+        let measured = measured?;
+        removed?;
+        Ok(measured)
+    }
+
+    /// Starts the container, and waits for its first good response.
+    async fn respond(&self, container: Container, begin: Instant) -> Result<Running> {
         let service = Service {
             address: container.address,
             path: self.subject.path.clone(),
             headers: self.subject.headers.clone(),
             status: self.subject.status,
         };
-        let (responded, at) = self.ready(container, &service).await?;
-        let process_to_response = self.engine.since_start(container, at).await?;
-        time::sleep(SETTLE).await;
-        let idle = self.engine.usage(container).await?;
-        let loads = if self.plan.load.is_zero() {
-            None
-        } else {
-            // Fails if the container exits during the load.
-            Some(tokio::select! {
-                loads = self.loads(container, &service) => loads?,
-                ended = self.engine.ended(container) => bail!("under load, {}", ended?),
-            })
-        };
-        let (stop, exit_code) = self.engine.stop(container).await?;
-        Ok(Round {
-            create_to_response: responded.duration_since(begin).as_secs_f64(),
-            process_to_response,
-            idle_memory: idle.memory,
-            loads,
-            stop: stop.as_secs_f64(),
-            exit_code,
-            note: idle.memory_note,
-        })
-    }
-
-    /// Starts the container. Returns the time at the end of its first good response.
-    async fn ready(
-        &self,
-        container: &Container,
-        service: &Service,
-    ) -> Result<(Instant, Timestamp)> {
         let mut last_attempt = String::from("connection refused");
         let response = async {
             // No attempt before the start: TCP would wait for a second before it retries.
-            self.engine.start(container).await?;
+            self.engine.start(&container).await?;
             tokio::select! {
-                () = service.first_response(&mut last_attempt) => Ok((Instant::now(), Timestamp::now())),
-                ended = self.engine.ended(container) => bail!(ended?),
+                () = service.first_response(&mut last_attempt) => Ok((begin.elapsed(), Timestamp::now())),
+                ended = self.engine.ended(&container) => bail!(ended?),
             }
         };
-        match time::timeout(self.plan.timeout, response).await {
-            Ok(response) => response,
-            Err(_) => bail!(
+        let Ok(response) = time::timeout(self.plan.timeout, response).await else {
+            bail!(
                 "no response with status {} to GET {} on port {} within {:?}; last attempt: {last_attempt}",
                 self.subject.status.as_u16(),
                 self.subject.path,
                 self.port,
                 self.plan.timeout
-            ),
-        }
+            );
+        };
+        let (create_to_response, responded) = response?;
+        Ok(Running {
+            container,
+            service,
+            create_to_response: create_to_response.as_secs_f64(),
+            responded,
+        })
     }
 
-    async fn loads(&self, container: &Container, service: &Service) -> Result<Loads> {
-        let connections = self.plan.connections;
-        service.load(Pattern::Keep, connections, WARM_UP).await;
+    async fn loads(&self, running: &Running) -> Result<Loads> {
+        let Running {
+            container, service, ..
+        } = running;
+        service
+            .load(Pattern::Keep, self.plan.connections, WARM_UP)
+            .await;
         let before = self.engine.usage(container).await?;
-        let (kept, usage) = self
-            .load(container, service, Pattern::Keep, &before)
-            .await?;
-        let (new, mut usage) = self.load(container, service, Pattern::New, &usage).await?;
+        let (kept, usage) = self.measure_load(running, Pattern::Keep, &before).await?;
+        let (new, mut usage) = self.measure_load(running, Pattern::New, &usage).await?;
         let mut fixed = None;
         if let Some(rate) = self.plan.fixed_rate {
             let (load, after) = self
-                .load(container, service, Pattern::Fixed(rate), &usage)
+                .measure_load(running, Pattern::Fixed(rate), &usage)
                 .await?;
             (fixed, usage) = (Some(load), after);
         }
@@ -193,17 +228,17 @@ impl Trial<'_> {
         self.subject.run.cpus.map_or(all, |limit| limit.min(all))
     }
 
-    async fn load(
+    async fn measure_load(
         &self,
-        container: &Container,
-        service: &Service,
+        running: &Running,
         pattern: Pattern,
         before: &Usage,
     ) -> Result<(Load, Usage)> {
-        let mut load = service
-            .load(pattern, self.plan.connections, self.plan.load)
-            .await;
-        let after = self.engine.usage(container).await?;
+        let Plan {
+            connections, load, ..
+        } = self.plan;
+        let mut load = running.service.load(pattern, connections, load).await;
+        let after = self.engine.usage(&running.container).await?;
         load.container_cpu_seconds = after.cpu_seconds - before.cpu_seconds;
         Ok((load, after))
     }

@@ -69,9 +69,6 @@ pub fn text(view: &View, look: Look) -> String {
         text += &table.trim_fmt().replace('\u{a0}', " ");
         text.push('\n');
     }
-    if look.has_colors && images > 1 {
-        text += "Bold green: the best figure, or several if their differences may be chance.\n";
-    }
     if !view.all {
         text += "--all shows the other figures.\n";
     }
@@ -157,12 +154,13 @@ fn of_images(view: &View, which: Range<usize>, look: Look, footnotes: &mut Footn
     table
 }
 
-/// Returns a figure with its change, or a reference to the reason why it is not available.
+/// Returns a figure with its mark and its change, or a reference to the reason why it is not available.
 pub fn text_of(cell: &Cell, footnotes: &mut Footnotes) -> String {
+    let best = if cell.is_best { "★\u{a0}" } else { "" };
     match (&cell.reason, &cell.change) {
         (Some(reason), _) => format!("n/a\u{a0}[{}]", footnotes.number(reason)),
-        (None, Some(change)) => format!("{}, {change}", cell.text),
-        (None, None) => cell.text.clone(),
+        (None, Some(change)) => format!("{best}{}, {change}", cell.text),
+        (None, None) => format!("{best}{}", cell.text),
     }
 }
 
@@ -204,7 +202,7 @@ mod tests {
     fn widest(results: &Results, width: u16) -> usize {
         let text = at_width(results, width, false);
         // Without the notes below the table.
-        let table = text.lines().take_while(|line| !line.starts_with("Medians"));
+        let table = text.lines().take_while(|line| !line.starts_with("★ marks"));
         table.map(|line| line.chars().count()).max().unwrap()
     }
 

@@ -119,6 +119,12 @@ impl<'a> View<'a> {
     /// Returns the sentences that explain the figures.
     pub fn legend(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        if self.results.images.len() > 1 {
+            lines.push(
+                "★ marks the best figure, or several if their differences may be chance."
+                    .to_owned(),
+            );
+        }
         let rounds = self.results.settings.rounds;
         if rounds > 1 {
             lines.push(format!(
