@@ -88,9 +88,18 @@ fn page_shows_a_rollout() {
     wait_for("release 2", || {
         (browser.script("document.title") == "timber, release 2").then_some(())
     });
+    // Chromium gives up a connection in progress when an interface appears on this machine, as with
+    // each new task.
+    let (theirs, ours): (Vec<&str>, Vec<&str>) = browser
+        .failures()
+        .into_iter()
+        .partition(|reason| *reason == "net::ERR_NETWORK_CHANGED");
+    assert_eq!(ours, [""; 0]);
+    let lost = theirs.len();
+    println!("Chromium gave up {lost} requests");
     assert_eq!(
-        browser.script("failed.innerText + lost.innerText"),
-        "00",
+        browser.script("[+failed.innerText, +lost.innerText]"),
+        json!([0, lost]),
         "failed and lost"
     );
     browser.assert_calm(PAGE, &[&format!("{PAGE}sample"), "data:,"]);
