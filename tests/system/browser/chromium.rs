@@ -212,17 +212,6 @@ impl Browser {
             .collect()
     }
 
-    /// Returns why requests failed, such as `net::ERR_CONNECTION_REFUSED`. The page itself sees no reason.
-    pub fn failures(&self) -> Vec<&str> {
-        let failed = self
-            .events()
-            .iter()
-            .filter(|event| event["method"] == "Network.loadingFailed");
-        failed
-            .map(|event| event["params"]["errorText"].as_str().unwrap())
-            .collect()
-    }
-
     /// Returns errors and warnings of the console, exceptions and violations of the page's policy, but
     /// not failed requests, which the page itself shows.
     pub fn complaints(&self) -> Vec<&Value> {
