@@ -18,12 +18,12 @@ use crate::{
     contents::{self, Contents},
     differences::Differences,
     engine::{Engine, Layered},
-    host, load, output,
+    host, output,
     results::{FORMAT, Image, Results, Settings},
     signals::Signals,
     subject::Subject,
     terminal::{Bar, clean, program},
-    trial::{Loads, Plan, Trial},
+    trial::{Loads, Plan, Trial, bottleneck},
     tutorial::{self, TutorialImage, prepare::prepare},
     units::number,
 };
@@ -422,7 +422,7 @@ impl Comparison<'_> {
     }
 
     async fn loads(&mut self, count: u32) -> Result<()> {
-        let limit = load::own_limit(self.plan.connections, Duration::from_secs(1)).await?;
+        let limit = timber_load::own_limit(self.plan.connections, Duration::from_secs(1)).await?;
         self.generator_limit = Some(limit);
         let loads = self
             .rounds("loads", count, async |trial| trial.load().await)
@@ -431,9 +431,7 @@ impl Comparison<'_> {
         for (row, loads) in self.rows.iter_mut().zip(loads) {
             row.image.read_loads(&loads);
             let notes = &mut row.image.notes;
-            let kept: Vec<_> = loads.iter().map(|loads| &loads.kept).collect();
-            let allowed = loads.last().map_or(cpus, |loads| loads.cpus);
-            notes.extend(load::bottleneck(&kept, limit, allowed, cpus));
+            notes.extend(bottleneck(&loads, limit, cpus));
             let errors: u64 = loads.iter().map(Loads::errors).sum();
             if errors > 0 {
                 notes.push(format!(

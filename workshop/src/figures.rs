@@ -1,10 +1,11 @@
 //! All figures, one row each: name, unit, how it is read from a measurement, and which value is
 //! better. Every output uses this table, so a new figure is a new row.
 
+use timber_load::Load;
+
 use crate::{
     contents::{Contents, Sharing},
     engine::Inspected,
-    load::Load,
     results::{Figure, Image, Results},
     trial::{Loads, Start},
     units::{Unit, number},
@@ -181,7 +182,7 @@ pub const ROWS: &[Row] = &[
     row("fixed-p99", WORK, "latency at a fixed rate, 99 %", "from the time at which a request was due", SECONDS,
         UnderLoad(|loads| each(loads, |load| fixed(load)?.latency(0.99)))),
     row("errors", WORK, "errors", "requests without the expected response, in all rounds", COUNT,
-        UnderLoad(|loads| Figure::Count(loads.iter().map(|load| load.errors()).sum()))).incidental(),
+        UnderLoad(|loads| Figure::Count(loads.iter().map(Loads::errors).sum()))).incidental(),
 ];
 
 /// Returns the rows of a comparison: without those about the load if there was none.

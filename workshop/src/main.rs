@@ -6,7 +6,6 @@ mod differences;
 mod engine;
 mod figures;
 mod host;
-mod load;
 mod output;
 mod results;
 mod signals;

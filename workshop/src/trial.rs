@@ -1,7 +1,4 @@
 //! One measurement: a container from its creation to its removal, at rest or under load.
-//!
-//! Each takes a container of its own: a container that starts right after a second of full load
-//! needs twice as long, whatever its image.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +6,11 @@ use anyhow::{Result, bail};
 use jiff::Timestamp;
 use tokio::time;
 
+use timber_load::{Load, Pattern, Service};
+
 use crate::{
     engine::{Container, Engine, Tasks, Usage},
-    load::{Load, Pattern, Service},
+    statistics::median,
     subject::Subject,
     units::number,
 };
@@ -80,6 +79,41 @@ impl Loads {
     pub fn errors(&self) -> u64 {
         let fixed = self.fixed.as_ref().map_or(0, |fixed| fixed.errors);
         self.kept.errors + self.new.errors + fixed
+    }
+}
+
+/// Returns why the throughput of an image may not be its own, if so. `limit` is that of the load
+/// generator ([`timber_load::own_limit`]), and `cpus` the number of those of the machine.
+pub fn bottleneck(loads: &[Loads], limit: f64, cpus: f64) -> Option<String> {
+    let of = |read: fn(&Load) -> f64| {
+        median(
+            &loads
+                .iter()
+                .map(|loads| read(&loads.kept))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let rate = of(Load::rate)?;
+    let ours = of(|load| load.generator_cpu_seconds / load.seconds)?;
+    let theirs = of(|load| load.container_cpu_seconds / load.seconds)?;
+    let allowed = loads.last()?.cpus;
+    let used =
+        format!("the load generator used {ours:.2} of {cpus} CPUs, the container {theirs:.2}");
+    if rate > limit * 0.8 {
+        Some(format!(
+            "its throughput is that of the load generator, which reaches {limit:.0} requests per second with a server \
+             that does nothing: a lower bound"
+        ))
+    } else if ours > theirs && ours + theirs > cpus * 0.8 && theirs < allowed * 0.8 {
+        Some(format!(
+            "{used}: the machine was busy with the load generator, so its throughput is a lower bound"
+        ))
+    } else if theirs < allowed.min(1.0) * 0.8 && theirs < cpus / 2.0 {
+        Some(format!(
+            "{used}: something else may have limited its throughput, such as the engine's port forwarding or a database"
+        ))
+    } else {
+        None
     }
 }
 

@@ -1,4 +1,8 @@
-//! The HTTP client: waits for the first response, and generates the load.
+//! The HTTP client of `cargo workshop compare`: waits for the first response, and generates the load.
+//!
+//! A package of its own, because it must not be slower than the images: it is optimized, and the rest of
+//! the tool compiles faster without. An `async fn` is compiled where it is awaited, so the functions here
+//! return boxed futures.
 
 use std::{
     net::SocketAddr,
@@ -10,14 +14,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     Request, StatusCode,
     body::Bytes,
     client::conn::http1::SendRequest,
-    header::{HOST, HeaderName, HeaderValue},
+    header::{CONNECTION, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -27,10 +31,11 @@ use tokio::{
     time,
 };
 
-use crate::{statistics::median, units::number};
-
 /// Time for a request. After that it counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time after a last request in which the server has to close the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time between two attempts, and so the resolution of start times. A refused attempt costs about
 /// 50 µs of CPU.
@@ -52,7 +57,7 @@ pub enum Pattern {
     /// A closed loop: each connection sends its next request when it has its response. If the
     /// server closes a connection, the latency of the next request includes a new connection.
     Keep,
-    /// A closed loop with a new connection for each request.
+    /// A closed loop with a new connection for each request, and `Connection: close`.
     New,
     /// An open loop at a number of requests per second, on connections that are kept if the server
     /// keeps them.
@@ -65,7 +70,7 @@ pub enum Pattern {
 
 /// Measurements of a load.
 pub struct Load {
-    seconds: f64,
+    pub seconds: f64,
     /// Latencies of good responses, in microseconds.
     latencies: Histogram<u64>,
     pub errors: u64,
@@ -91,8 +96,9 @@ impl Load {
     }
 
     /// Good responses per second.
+    #[must_use]
     pub fn rate(&self) -> f64 {
-        number(self.latencies.len()) / self.seconds
+        count(self.latencies.len()) / self.seconds
     }
 
     /// Returns a quantile of the latencies, in seconds.
@@ -101,17 +107,18 @@ impl Load {
     /// There was no response.
     pub fn latency(&self, quantile: f64) -> Result<f64, String> {
         self.answered()?;
-        Ok(number(self.latencies.value_at_quantile(quantile)) / 1e6)
+        Ok(count(self.latencies.value_at_quantile(quantile)) / 1e6)
     }
 
     /// # Errors
     /// There was no response.
     pub fn cpu_per_request(&self) -> Result<f64, String> {
         self.answered()?;
-        Ok(self.container_cpu_seconds / number(self.latencies.len() + self.errors))
+        Ok(self.container_cpu_seconds / count(self.latencies.len() + self.errors))
     }
 
     /// Returns whether the server kept connections for further requests.
+    #[must_use]
     pub fn is_kept(&self) -> bool {
         self.reused > 0
     }
@@ -129,7 +136,12 @@ impl Load {
 ///
 /// # Errors
 /// There is no free port.
-pub async fn own_limit(connections: u32, duration: Duration) -> Result<f64> {
+#[must_use]
+pub fn own_limit(connections: u32, duration: Duration) -> BoxFuture<'static, Result<f64>> {
+    measure_own_limit(connections, duration).boxed()
+}
+
+async fn measure_own_limit(connections: u32, duration: Duration) -> Result<f64> {
     const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let service = Service {
@@ -157,41 +169,17 @@ pub async fn own_limit(connections: u32, duration: Duration) -> Result<f64> {
     Ok(load.rate())
 }
 
-/// Returns why the throughput may not be that of the image alone, if so. `limit` is that of
-/// [`own_limit`]. `allowed` are the CPUs that the container may use, of those of the machine.
-pub fn bottleneck(loads: &[&Load], limit: f64, allowed: f64, cpus: f64) -> Option<String> {
-    let of =
-        |read: fn(&Load) -> f64| median(&loads.iter().map(|load| read(load)).collect::<Vec<_>>());
-    let rate = of(Load::rate)?;
-    let ours = of(|load| load.generator_cpu_seconds / load.seconds)?;
-    let theirs = of(|load| load.container_cpu_seconds / load.seconds)?;
-    let used =
-        format!("the load generator used {ours:.2} of {cpus} CPUs, the container {theirs:.2}");
-    if rate > limit * 0.8 {
-        Some(format!(
-            "its throughput is that of the load generator, which reaches {limit:.0} requests per second with a server \
-             that does nothing: a lower bound"
-        ))
-    } else if ours > theirs && ours + theirs > cpus * 0.8 && theirs < allowed * 0.8 {
-        Some(format!(
-            "{used}: the machine was busy with the load generator, so its throughput is a lower bound"
-        ))
-    } else if theirs < allowed.min(1.0) * 0.8 && theirs < cpus / 2.0 {
-        Some(format!(
-            "{used}: something else may have limited its throughput, such as the engine's port forwarding or a database"
-        ))
-    } else {
-        None
-    }
-}
-
 impl Service {
     /// Sends requests on new connections until a response is good. `last_attempt` describes
     /// the latest failure.
     ///
     /// The engine's port forwarding accepts connections before the service does, and such a request
     /// can wait in vain. So the next attempt does not wait for its end.
-    pub async fn first_response(&self, last_attempt: &mut String) {
+    pub fn first_response<'a>(&'a self, last_attempt: &'a mut String) -> BoxFuture<'a, ()> {
+        self.attempt(last_attempt).boxed()
+    }
+
+    async fn attempt(&self, last_attempt: &mut String) {
         const OVERLAP: Duration = Duration::from_millis(100);
         let mut attempts = FuturesUnordered::new();
         loop {
@@ -211,7 +199,7 @@ impl Service {
     }
 
     async fn request_once(&self) -> Result<StatusCode> {
-        self.request(&mut self.connect().await?).await
+        self.request(&mut self.connect().await?, true).await
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>> {
@@ -219,15 +207,33 @@ impl Service {
         stream.set_nodelay(true)?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            let Ok(parts) = connection.without_shutdown().await else {
+                return;
+            };
+            let mut stream = parts.io.into_inner();
+            // Whoever closes first remembers the connection for a minute, unless it is reset after
+            // both are done. Thousands of these would slow down new connections, and the start of
+            // containers.
+            _ = time::timeout(CLOSE_TIMEOUT, stream.read_u8()).await;
+            _ = stream.set_zero_linger();
+        });
         Ok(sender)
     }
 
     /// Sends a request, and reads the response to its end.
-    async fn request(&self, sender: &mut SendRequest<Empty<Bytes>>) -> Result<StatusCode> {
+    async fn request(
+        &self,
+        sender: &mut SendRequest<Empty<Bytes>>,
+        is_last: bool,
+    ) -> Result<StatusCode> {
         let mut request = Request::get(&self.path)
             .header(HOST, self.address.to_string())
             .body(Empty::new())?;
+        if is_last {
+            let close = HeaderValue::from_static("close");
+            request.headers_mut().insert(CONNECTION, close);
+        }
         for (name, _) in &self.headers {
             request.headers_mut().remove(name); // such as Host
         }
@@ -242,7 +248,17 @@ impl Service {
     }
 
     /// Generates load on a number of connections. Requests without a good response are counted.
-    pub async fn load(&self, pattern: Pattern, connections: u32, duration: Duration) -> Load {
+    #[must_use]
+    pub fn load(
+        &self,
+        pattern: Pattern,
+        connections: u32,
+        duration: Duration,
+    ) -> BoxFuture<'_, Load> {
+        self.generate(pattern, connections, duration).boxed()
+    }
+
+    async fn generate(&self, pattern: Pattern, connections: u32, duration: Duration) -> Load {
         let schedule = Schedule {
             pattern,
             begin: Instant::now(),
@@ -292,8 +308,9 @@ impl Service {
                     Some(sender) => sender,
                     None => self.connect().await?,
                 };
-                let status = self.request(&mut sender).await?;
-                if matches!(schedule.pattern, Pattern::New) {
+                let is_last = matches!(schedule.pattern, Pattern::New);
+                let status = self.request(&mut sender, is_last).await?;
+                if is_last {
                     return Ok((status, None));
                 }
                 // Either ready immediately, or closed.
@@ -359,6 +376,11 @@ impl Schedule {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn count(count: u64) -> f64 {
+    count as f64
+}
+
 /// Returns the CPU time that all threads of this process have used.
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -408,6 +430,30 @@ mod tests {
             }
         });
         address
+    }
+
+    #[tokio::test]
+    async fn the_server_closes_new_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = service(listener.local_addr().unwrap());
+        let load = tokio::spawn(async move {
+            service
+                .load(Pattern::New, 1, Duration::from_millis(100))
+                .await
+        });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let length = stream.read(&mut request).await.unwrap();
+        let head = String::from_utf8_lossy(&request[..length]).to_lowercase();
+        assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            .await
+            .unwrap();
+        let end = time::timeout(Duration::from_millis(200), stream.read(&mut request)).await;
+        assert!(end.is_err(), "the client has closed: {end:?}");
+        drop((stream, listener));
+        load.await.unwrap();
     }
 
     fn service(address: SocketAddr) -> Service {
