@@ -4,10 +4,8 @@ FROM rust:1.95-slim-trixie AS build
 WORKDIR /timber
 
 # An edit of the source reuses this layer: everything is compiled again, but nothing is downloaded again.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 RUN cargo fetch --locked
-
-COPY build.rs ./
 COPY src src
 COPY .cargo .cargo
 # Optional: the commit that /version reports. The compiler reads it from the environment.

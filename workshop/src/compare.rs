@@ -1,5 +1,5 @@
-//! `cargo workshop compare`: measures images phase by phase, so that all of them meet the same
-//! conditions.
+//! `cargo workshop compare`: measures images in turn, first without load, then under load, so that no
+//! start suffers from the load before it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -56,8 +56,8 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "images")]
     ladder: bool,
 
-    /// Number of rounds. In each, a container of each image starts and stops, and another is put
-    /// under load
+    /// Number of rounds without load, and of rounds under load. In each, every image gets a new
+    /// container
     ///
     /// With fewer than 9 rounds, any difference in time, memory or load may be chance.
     #[arg(long, alias = "runs", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
@@ -188,7 +188,7 @@ async fn measure(
         comparison.add(subject).await;
     }
     comparison.sizes().await?;
-    comparison.rehearse().await;
+    comparison.rehearse().await?;
     // Early, because the measurement takes minutes.
     for Image { label, failure, .. } in comparison.rows.iter().map(|row| &row.image) {
         if let Some(failure) = failure {
@@ -197,7 +197,7 @@ async fn measure(
     }
     comparison.starts(arguments.rounds).await;
     if !plan.load.is_zero() {
-        comparison.loads(arguments.rounds).await?;
+        comparison.loads(arguments.rounds).await;
     }
     let others = engine.others().await?;
     if others > 0 {
@@ -366,7 +366,7 @@ impl Comparison<'_> {
 
     /// Measures each image once. This does not count, but finds images that do not work, and the rate
     /// that all images can serve: half of what the slowest one does.
-    async fn rehearse(&mut self) {
+    async fn rehearse(&mut self) -> Result<()> {
         let bar = Bar::new("rehearsal", self.rows.len() as u64, "{pos} of {len}");
         let mut slowest = f64::INFINITY;
         for row in &mut self.rows {
@@ -389,6 +389,12 @@ impl Comparison<'_> {
         let rate = (rate.is_finite() && rate > 0.0).then_some(rate);
         // That of the baseline, so that the latencies can be compared.
         self.plan.fixed_rate = self.plan.fixed_rate.or(rate);
+        if !self.plan.load.is_zero() {
+            let duration = Duration::from_secs(1);
+            self.generator_limit =
+                Some(timber_load::own_limit(self.plan.connections, duration).await?);
+        }
+        Ok(())
     }
 
     /// Takes turns among the images, and calls `run` for each of them in each round.
@@ -421,17 +427,16 @@ impl Comparison<'_> {
         }
     }
 
-    async fn loads(&mut self, count: u32) -> Result<()> {
-        let limit = timber_load::own_limit(self.plan.connections, Duration::from_secs(1)).await?;
-        self.generator_limit = Some(limit);
+    async fn loads(&mut self, count: u32) {
         let loads = self
             .rounds("loads", count, async |trial| trial.load().await)
             .await;
+        let limit = self.generator_limit;
         let cpus = number(self.engine.machine.cpus);
         for (row, loads) in self.rows.iter_mut().zip(loads) {
             row.image.read_loads(&loads);
             let notes = &mut row.image.notes;
-            notes.extend(bottleneck(&loads, limit, cpus));
+            notes.extend(limit.and_then(|limit| bottleneck(&loads, limit, cpus)));
             let errors: u64 = loads.iter().map(Loads::errors).sum();
             if errors > 0 {
                 notes.push(format!(
@@ -439,7 +444,6 @@ impl Comparison<'_> {
                 ));
             }
         }
-        Ok(())
     }
 }
 

@@ -140,6 +140,40 @@ mod tests {
         assert_eq!(Vec::from_iter(differing(image, &other)), ["files", "start"]);
     }
 
+    /// Both error rates on made-up measurements: skewed, most of them within 10 % of each other.
+    /// bench/chance measures them on real ones.
+    #[test]
+    fn same_images_rarely_differ_and_slower_ones_nearly_always() {
+        const TRIALS: u32 = 1000;
+        let mut state = 1_u64;
+        let mut uniform = || {
+            // Knuth's linear congruential generator.
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            f64::from((state >> 32) as u32) / f64::from(u32::MAX)
+        };
+        let mut measure = |mean: f64| {
+            let mut image = example().images.remove(2);
+            for figure in image.figures.values_mut() {
+                if let Figure::Samples(samples) = figure {
+                    *samples = (0..10)
+                        .map(|_| mean * (1.0 - 0.04 * uniform().max(1e-9).ln()))
+                        .collect();
+                }
+            }
+            image
+        };
+        let (mut alarms, mut misses) = (0, 0);
+        for _ in 0..TRIALS {
+            let (image, same, slower) = (measure(1.0), measure(1.0), measure(1.2));
+            alarms += u32::from(!differing(&image, &same).is_empty());
+            misses += u32::from(!differing(&image, &slower).contains("rate"));
+        }
+        println!("of {TRIALS}: {alarms} false alarms, {misses} misses");
+        assert!(alarms <= TRIALS / 50 && misses <= TRIALS / 20);
+    }
+
     #[test]
     fn three_measurements_tell_nothing() {
         let mut image = example().images.remove(0);

@@ -150,9 +150,9 @@ pub const ROWS: &[Row] = &[
     row("stop-signal", STOP, "at the stop signal", "SIGTERM, or what the image names, in the last round", WORDS,
         Starts(|starts| starts.last().map_or_else(none_completed, at_stop_signal))),
 
-    row("memory", MEMORY, "idle memory", "of all its processes, before the load", BYTES,
+    row("memory", MEMORY, "idle memory", "of all its processes, 1 s after the first response", BYTES,
         Starts(|starts| each(starts, |start| start.idle_memory.clone()))).headline(),
-    row("loaded", MEMORY, "memory after the load", "the same, right after it", BYTES,
+    row("loaded", MEMORY, "memory after the load", "of all its processes, right after the load", BYTES,
         UnderLoad(|loads| each(loads, |load| load.memory.clone()))),
 
     row("connections", WORK, "connections", "after a response", WORDS,
@@ -216,6 +216,9 @@ impl Image {
     }
 
     pub fn read_starts(&mut self, starts: &[Start]) {
+        if starts.is_empty() {
+            return; // the failure says why
+        }
         self.fill(|source| match source {
             Starts(read) => Some(read(starts)),
             _ => None,
@@ -223,6 +226,9 @@ impl Image {
     }
 
     pub fn read_loads(&mut self, loads: &[Loads]) {
+        if loads.is_empty() {
+            return;
+        }
         self.fill(|source| match source {
             UnderLoad(read) => Some(read(loads)),
             _ => None,
@@ -279,8 +285,8 @@ impl Row {
 }
 
 /// Reads a sample from each measurement. If one is missing, so is the figure.
-fn each<R>(rounds: &[R], read: impl Fn(&R) -> Result<f64, String>) -> Figure {
-    let samples: Result<Vec<_>, _> = rounds.iter().map(read).collect();
+fn each<M>(measurements: &[M], read: impl Fn(&M) -> Result<f64, String>) -> Figure {
+    let samples: Result<Vec<_>, _> = measurements.iter().map(read).collect();
     samples.map_or_else(Figure::NotAvailable, Figure::Samples)
 }
 

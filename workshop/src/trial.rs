@@ -36,7 +36,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns about how long an image takes in a round.
+    /// Returns about how long an image takes in a round without load and one under load.
     pub fn duration(&self) -> Duration {
         /// Creation, start and removal of a container.
         const CONTAINER: Duration = Duration::from_millis(1200);
@@ -82,8 +82,8 @@ impl Loads {
     }
 }
 
-/// Returns why the throughput of an image may not be its own, if so. `limit` is that of the load
-/// generator ([`timber_load::own_limit`]), and `cpus` the number of those of the machine.
+/// Returns what else may have limited the throughput of an image. `limit` is the load generator's
+/// ([`timber_load::own_limit`]), `cpus` the number of CPUs of the machine.
 pub fn bottleneck(loads: &[Loads], limit: f64, cpus: f64) -> Option<String> {
     let of = |read: fn(&Load) -> f64| {
         median(
@@ -146,8 +146,14 @@ impl Trial<'_> {
                 .engine
                 .since_start(container, running.responded)
                 .await?;
-            time::sleep(SETTLE).await;
-            let idle = self.engine.usage(container).await?;
+            let idle = async {
+                time::sleep(SETTLE).await;
+                self.engine.usage(container).await
+            };
+            let idle = tokio::select! {
+                idle = idle => idle?,
+                ended = self.engine.ended(container) => bail!(ended?),
+            };
             let (stop, exit_code) = self.engine.stop(container).await?;
             Ok(Start {
                 create_to_response: running.create_to_response,
@@ -203,7 +209,7 @@ impl Trial<'_> {
             headers: self.subject.headers.clone(),
             status: self.subject.status,
         };
-        let mut last_attempt = String::from("connection refused");
+        let mut last_attempt = String::from("none");
         let response = async {
             // No attempt before the start: TCP would wait for a second before it retries.
             self.engine.start(&container).await?;

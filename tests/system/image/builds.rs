@@ -79,7 +79,7 @@ fn dockerfiles_download_before_they_copy_the_source() {
         let text = fs::read_to_string(Path::new(ROOT).join(dockerfile)).unwrap();
         assert!(
             text.contains(
-                "\nCOPY Cargo.toml Cargo.lock ./\nRUN cargo fetch --locked\n\nCOPY build.rs ./\nCOPY src src\n"
+                "\nCOPY Cargo.toml Cargo.lock build.rs ./\nRUN cargo fetch --locked\nCOPY src src\n"
             ),
             "{dockerfile} copies other files before it downloads the dependencies"
         );

@@ -88,22 +88,22 @@ fn page_shows_a_rollout() {
     wait_for("release 2", || {
         (browser.script("document.title") == "timber, release 2").then_some(())
     });
-    // Chromium gives up a connection in progress when an interface appears on this machine, as with
-    // each new task.
-    let failed = browser
+    let counts = browser.script("({ failed: +failed.innerText, lost: +lost.innerText })");
+    // Chromium gives up connections that are being opened when an interface appears on this machine,
+    // as with each new task.
+    let requests = browser
         .events()
         .iter()
         .filter(|event| event["method"] == "Network.loadingFailed");
-    let (theirs, ours): (Vec<&Value>, Vec<&Value>) = failed
+    let (given_up, others): (Vec<&Value>, Vec<&Value>) = requests
         .map(|event| &event["params"]["errorText"])
         .partition(|reason| *reason == "net::ERR_NETWORK_CHANGED");
-    assert_eq!(ours, [&Value::Null; 0]);
-    let lost = theirs.len();
-    println!("Chromium gave up {lost} requests");
-    assert_eq!(
-        browser.script("[+failed.innerText, +lost.innerText]"),
-        json!([0, lost]),
-        "failed and lost"
+    println!("Chromium gave up {} requests", given_up.len());
+    assert_eq!(others, [&Value::Null; 0]);
+    assert_eq!(counts["failed"], 0);
+    assert!(
+        counts["lost"].as_u64().unwrap() <= given_up.len() as u64,
+        "{counts}"
     );
     browser.assert_calm(PAGE, &[&format!("{PAGE}sample"), "data:,"]);
 }

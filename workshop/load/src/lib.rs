@@ -1,8 +1,8 @@
 //! The HTTP client of `cargo workshop compare`: waits for the first response, and generates the load.
 //!
-//! A package of its own, because it must not be slower than the images: it is optimized, and the rest of
-//! the tool compiles faster without. An `async fn` is compiled where it is awaited, so the functions here
-//! return boxed futures.
+//! A separate package, so that only it is optimized: the generator must not be slower than the images.
+//! The code of an `async fn` is generated in the crate that awaits it, so public functions return boxed
+//! futures.
 
 use std::{
     net::SocketAddr,
@@ -34,8 +34,8 @@ use tokio::{
 /// Time for a request. After that it counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time after a last request in which the server has to close the connection.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum wait for the server to close a connection after its last response.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Time between two attempts, and so the resolution of start times. A refused attempt costs about
 /// 50 µs of CPU.
@@ -173,19 +173,21 @@ impl Service {
     /// Sends requests on new connections until a response is good. `last_attempt` describes
     /// the latest failure.
     ///
-    /// The engine's port forwarding accepts connections before the service does, and such a request
-    /// can wait in vain. So the next attempt does not wait for its end.
+    /// The engine's port forwarding accepts connections before the service does, and may never forward
+    /// such a request. So attempts overlap: first after 100 ms, then after twice the time before, so
+    /// that a slow service is not flooded.
     pub fn first_response<'a>(&'a self, last_attempt: &'a mut String) -> BoxFuture<'a, ()> {
-        self.attempt(last_attempt).boxed()
+        self.retry_until_good(last_attempt).boxed()
     }
 
-    async fn attempt(&self, last_attempt: &mut String) {
-        const OVERLAP: Duration = Duration::from_millis(100);
+    async fn retry_until_good(&self, last_attempt: &mut String) {
+        let mut patience = Duration::from_millis(100);
         let mut attempts = FuturesUnordered::new();
         loop {
             attempts.push(time::timeout(TIMEOUT, self.request_once()));
-            let Ok(Some(ended)) = time::timeout(OVERLAP, attempts.next()).await else {
+            let Ok(Some(ended)) = time::timeout(patience, attempts.next()).await else {
                 "no response yet".clone_into(last_attempt);
+                patience *= 2;
                 continue;
             };
             match ended {
@@ -199,10 +201,10 @@ impl Service {
     }
 
     async fn request_once(&self) -> Result<StatusCode> {
-        self.request(&mut self.connect().await?, true).await
+        self.request(&mut self.connect(true).await?, true).await
     }
 
-    async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>> {
+    async fn connect(&self, is_for_one: bool) -> Result<SendRequest<Empty<Bytes>>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) =
@@ -212,10 +214,12 @@ impl Service {
                 return;
             };
             let mut stream = parts.io.into_inner();
-            // Whoever closes first remembers the connection for a minute, unless it is reset after
-            // both are done. Thousands of these would slow down new connections, and the start of
-            // containers.
-            _ = time::timeout(CLOSE_TIMEOUT, stream.read_u8()).await;
+            // The side that closes first stays in TIME_WAIT for a minute, and thousands of those slow
+            // down new connections and the start of containers. So the server closes, and then a
+            // reset ends the connection for the engine's port forwarding, too.
+            if is_for_one {
+                _ = time::timeout(CLOSE_TIMEOUT, stream.read_u8()).await;
+            }
             _ = stream.set_zero_linger();
         });
         Ok(sender)
@@ -230,14 +234,14 @@ impl Service {
         let mut request = Request::get(&self.path)
             .header(HOST, self.address.to_string())
             .body(Empty::new())?;
-        if is_last {
-            let close = HeaderValue::from_static("close");
-            request.headers_mut().insert(CONNECTION, close);
-        }
         for (name, _) in &self.headers {
             request.headers_mut().remove(name); // such as Host
         }
         request.headers_mut().extend(self.headers.iter().cloned());
+        if is_last {
+            let close = HeaderValue::from_static("close");
+            request.headers_mut().insert(CONNECTION, close);
+        }
         let response = sender.send_request(request).await?;
         let status = response.status();
         let mut body = response.into_body();
@@ -304,11 +308,11 @@ impl Service {
             }
             let is_reused = idle.is_some();
             let exchange = async {
+                let is_last = matches!(schedule.pattern, Pattern::New);
                 let mut sender = match idle.take() {
                     Some(sender) => sender,
-                    None => self.connect().await?,
+                    None => self.connect(is_last).await?,
                 };
-                let is_last = matches!(schedule.pattern, Pattern::New);
                 let status = self.request(&mut sender, is_last).await?;
                 if is_last {
                     return Ok((status, None));
@@ -432,8 +436,17 @@ mod tests {
         address
     }
 
+    fn service(address: SocketAddr) -> Service {
+        Service {
+            address,
+            path: "/".to_owned(),
+            headers: Vec::new(),
+            status: StatusCode::OK,
+        }
+    }
+
     #[tokio::test]
-    async fn the_server_closes_new_connections() {
+    async fn the_close_of_new_connections_is_left_to_the_server() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let service = service(listener.local_addr().unwrap());
         let load = tokio::spawn(async move {
@@ -450,19 +463,53 @@ mod tests {
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
             .await
             .unwrap();
-        let end = time::timeout(Duration::from_millis(200), stream.read(&mut request)).await;
+        let end = time::timeout(Duration::from_millis(50), stream.read(&mut request)).await;
         assert!(end.is_err(), "the client has closed: {end:?}");
         drop((stream, listener));
         load.await.unwrap();
     }
 
-    fn service(address: SocketAddr) -> Service {
-        Service {
-            address,
-            path: "/".to_owned(),
-            headers: Vec::new(),
-            status: StatusCode::OK,
-        }
+    /// As behind the engine's port forwarding before the service listens.
+    #[tokio::test]
+    async fn the_first_response_does_not_wait_for_an_attempt_that_hangs() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = service(listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (_hangs, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .unwrap();
+            time::sleep(Duration::from_secs(5)).await;
+        });
+        let mut last_attempt = String::new();
+        let response = service.first_response(&mut last_attempt);
+        let response = time::timeout(Duration::from_secs(2), response).await;
+        assert!(response.is_ok(), "the second attempt came late");
+        assert_eq!(last_attempt, "no response yet");
+    }
+
+    #[tokio::test]
+    async fn kept_connections_close_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = service(listener.local_addr().unwrap());
+        let load = tokio::spawn(async move {
+            service
+                .load(Pattern::Keep, 1, Duration::from_millis(1))
+                .await
+        });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        time::sleep(Duration::from_millis(5)).await;
+        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        stream.write_all(response).await.unwrap();
+        load.await.unwrap();
+        let end = time::timeout(Duration::from_millis(50), stream.read(&mut request)).await;
+        assert!(end.is_ok(), "the connection is still open");
     }
 
     #[tokio::test]
