@@ -204,7 +204,7 @@ impl Service {
         self.request(&mut self.connect(true).await?, true).await
     }
 
-    async fn connect(&self, is_for_one: bool) -> Result<SendRequest<Empty<Bytes>>> {
+    async fn connect(&self, is_single: bool) -> Result<SendRequest<Empty<Bytes>>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) =
@@ -217,7 +217,7 @@ impl Service {
             // The side that closes first stays in TIME_WAIT for a minute, and thousands of those slow
             // down new connections and the start of containers. So the server closes, and then a
             // reset ends the connection for the engine's port forwarding, too.
-            if is_for_one {
+            if is_single {
                 _ = time::timeout(CLOSE_TIMEOUT, stream.read_u8()).await;
             }
             _ = stream.set_zero_linger();
@@ -229,7 +229,7 @@ impl Service {
     async fn request(
         &self,
         sender: &mut SendRequest<Empty<Bytes>>,
-        is_last: bool,
+        is_single: bool,
     ) -> Result<StatusCode> {
         let mut request = Request::get(&self.path)
             .header(HOST, self.address.to_string())
@@ -238,7 +238,7 @@ impl Service {
             request.headers_mut().remove(name); // such as Host
         }
         request.headers_mut().extend(self.headers.iter().cloned());
-        if is_last {
+        if is_single {
             let close = HeaderValue::from_static("close");
             request.headers_mut().insert(CONNECTION, close);
         }
@@ -308,13 +308,13 @@ impl Service {
             }
             let is_reused = idle.is_some();
             let exchange = async {
-                let is_last = matches!(schedule.pattern, Pattern::New);
+                let is_single = matches!(schedule.pattern, Pattern::New);
                 let mut sender = match idle.take() {
                     Some(sender) => sender,
-                    None => self.connect(is_last).await?,
+                    None => self.connect(is_single).await?,
                 };
-                let status = self.request(&mut sender, is_last).await?;
-                if is_last {
+                let status = self.request(&mut sender, is_single).await?;
+                if is_single {
                     return Ok((status, None));
                 }
                 // Either ready immediately, or closed.

@@ -58,7 +58,7 @@ fn most_common_note(results: &Results) -> Option<String> {
     };
     let notes = results.images.iter().flat_map(|image| &image.notes);
     let note = notes.rev().max_by_key(|note| holders(note).len())?;
-    Some(format!("{}: {note}", holders(note).join(", ")))
+    Some(format!("{}: {note}", holders(note).join(" / ")))
 }
 
 /// Renders the slide as PNG.
