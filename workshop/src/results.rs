@@ -25,6 +25,9 @@ pub const FORMAT: u32 = 3;
 /// Follows the label of an image that was built with a stand-in, in every output.
 const STAND_IN_MARK: &str = "†";
 
+/// Name of a stand-in in an image's notes, if only its label is known.
+pub const BASE_IMAGE: &str = "its base image";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
     pub format: u32,
@@ -51,9 +54,11 @@ pub struct Difference {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Number of rounds without a load, and of those with one. In each of them, each image gets a new
-    /// container.
+    /// Number of rounds without a load. In each of them, each image gets a new container.
     pub rounds: u32,
+    /// Number of rounds with a load. Zero: none, or unknown in older files.
+    #[serde(default)]
+    pub load_rounds: u32,
     /// Duration of each kind of load in a round. Zero: no load.
     pub load_seconds: f64,
     /// Number of connections of the load.
@@ -194,12 +199,36 @@ impl Results {
 
     /// Returns what [`Image::marked_label`] means, if an image was built with a stand-in.
     pub fn stand_in_legend(&self) -> Option<String> {
-        let stand_ins = self.images.iter().flat_map(|image| &image.stand_ins);
-        let names: BTreeSet<&str> = stand_ins.map(|stand_in| &*stand_in.image).collect();
+        let mut names = BTreeSet::new();
+        for image in &self.images {
+            names.extend(
+                image
+                    .stand_ins
+                    .iter()
+                    .map(|stand_in| match &*stand_in.image {
+                        BASE_IMAGE => format!("the base image of {}", image.label),
+                        known => known.to_owned(),
+                    }),
+            );
+        }
         let names = Vec::from_iter(names).join(", ");
         (!names.is_empty()).then(|| {
             format!("{STAND_IN_MARK} Built with local stand-ins for official images: {names}.")
         })
+    }
+}
+
+impl Settings {
+    /// Returns the number of measurements behind a median: `10 rounds, and 20 under load`.
+    pub fn describe_rounds(&self) -> String {
+        let rounds = match self.rounds {
+            1 => "1 round".to_owned(),
+            rounds => format!("{rounds} rounds"),
+        };
+        match self.load_rounds {
+            0 => rounds,
+            load => format!("{rounds}, and {load} under load"),
+        }
     }
 }
 

@@ -22,6 +22,9 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// freed by then.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// About how long the creation, the start and the removal of a container take.
+const CONTAINER: Duration = Duration::from_millis(1200);
+
 /// How containers are measured.
 #[derive(Clone, Copy)]
 pub struct Plan {
@@ -36,15 +39,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns about how long an image takes in a round without load and one under load.
-    pub fn duration(&self) -> Duration {
-        /// Creation, start and removal of a container.
-        const CONTAINER: Duration = Duration::from_millis(1200);
-        let start = CONTAINER + SETTLE;
+    /// Returns about how long an image takes in a round without load.
+    pub fn start_duration(&self) -> Duration {
+        CONTAINER + SETTLE
+    }
+
+    /// Returns about how long an image takes in a round under load.
+    pub fn load_duration(&self) -> Duration {
         if self.load.is_zero() {
-            start
+            Duration::ZERO
         } else {
-            start + CONTAINER + WARM_UP + self.load * 3
+            CONTAINER + WARM_UP + self.load * 3
         }
     }
 }

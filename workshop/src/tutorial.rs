@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     engine::{Engine, Inspected},
-    results::StandIn,
+    results::{BASE_IMAGE, StandIn},
 };
 
 #[derive(Clone, Copy)]
@@ -163,7 +163,7 @@ pub async fn stand_ins(engine: &Engine, name: &str, inspected: &Inspected) -> Re
         }
     }
     if stand_ins.is_empty() {
-        stand_ins.extend(stand_in("its base image", inspected));
+        stand_ins.extend(stand_in(BASE_IMAGE, inspected));
     }
     Ok(stand_ins)
 }

@@ -68,6 +68,7 @@ pub fn html(view: &View) -> Result<String> {
             all => view.all,
             title => view.title(),
             here => here(view),
+            rounds => results.settings.describe_rounds(),
             stand_ins => results.stand_in_legend(),
             images => Serde(results.images.iter().map(Described::from).collect::<Vec<_>>()),
             legend => view.legend(),

@@ -41,7 +41,7 @@ pub fn svg(view: &View) -> Result<String> {
             stand_ins => results.stand_in_legend().map(|legend| cut(&legend, 160)),
             note => cut(&most_common_note(results).unwrap_or_default(), 160),
             machine => cut(&facts.machine, 150),
-            made => cut(&format!("{} · {} · medians of {} rounds", facts.engine, facts.date, results.settings.rounds), 150),
+            made => cut(&format!("{} · {} · medians of {}", facts.engine, facts.date, results.settings.describe_rounds()), 150),
             command => cut(&results.command, 150),
         },
     )

@@ -125,10 +125,10 @@ impl<'a> View<'a> {
                     .to_owned(),
             );
         }
-        let rounds = self.results.settings.rounds;
-        if rounds > 1 {
+        if self.results.settings.rounds > 1 {
             lines.push(format!(
-                "Medians of {rounds} rounds, with the lowest and the highest value in brackets."
+                "Medians of {}, with the lowest and the highest value in brackets.",
+                self.results.settings.describe_rounds()
             ));
         }
         lines.push(self.chance());

@@ -167,7 +167,7 @@ fn without_a_load_its_figures_are_omitted() {
         assert!(!text.contains("CPU per request"), "{text}");
         assert!(!text.contains("memory after the load"), "{text}");
     }
-    assert!(page.contains("rounds without load"), "{page}");
+    assert!(page.contains("<dt>Settings<dd>10 rounds\n"), "{page}");
 }
 
 #[test]
