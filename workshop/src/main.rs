@@ -1,6 +1,7 @@
 //! The presenter's tool. See `cargo workshop --help`.
 
 mod compare;
+mod comparison;
 mod contents;
 mod differences;
 mod engine;
