@@ -50,7 +50,8 @@ pub struct Arguments {
     /// Number of rounds without load. There are twice as many under load. In each round, every image
     /// gets a new container
     ///
-    /// With fewer than 9 rounds, any difference in time, memory or load may be chance.
+    /// With fewer than 9, a difference in start, stop or idle memory may be chance, and with fewer than
+    /// 5, a difference under load, too.
     #[arg(long, alias = "runs", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
@@ -76,8 +77,8 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Returns the number of rounds under load. Throughput and CPU time vary more than starts: with 10
-    /// rounds, the rank test misses a difference of 20 % in most comparisons (bench/chance).
+    /// Returns the number of rounds under load. There, figures vary more: with 10 rounds, a difference
+    /// of 20 % in CPU time was found in neither of two comparisons, with 20 rounds in all (bench/chance).
     fn load_rounds(&self) -> u32 {
         if self.load.is_zero() {
             0
@@ -228,17 +229,16 @@ async fn measure(
 /// Says what is going to happen, and how long it takes.
 fn announce(arguments: &Arguments, images: usize, plan: Plan) {
     let count = u32::try_from(images).unwrap_or(u32::MAX);
-    let starts = plan.start_duration() * arguments.rounds;
-    let loads = plan.load_duration() * (arguments.load_rounds() + 1);
-    let all = (starts + loads) * count;
-    let number = |count: usize, one: &str| match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {one}s"),
+    let (start, load) = (plan.start_duration(), plan.load_duration());
+    let rehearsal = if plan.load.is_zero() { start } else { load };
+    let all = (start * arguments.rounds + load * arguments.load_rounds() + rehearsal) * count;
+    let images = match images {
+        1 => "1 image".to_owned(),
+        _ => format!("{images} images"),
     };
     eprintln!(
-        "Comparing {} in {}: about {} min, and longer if images are missing",
-        number(images, "image"),
-        number(arguments.rounds as usize, "round"),
+        "Comparing {images} in {}: about {} min, and longer if images are missing",
+        arguments.settings().describe_rounds(),
         all.as_secs().div_ceil(60)
     );
 }

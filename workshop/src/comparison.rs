@@ -70,7 +70,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Adds an image. If it is missing or invalid, that is its failure.
+    /// Adds an image. A missing or invalid one is recorded as failed.
     pub async fn add(&mut self, subject: Subject) {
         let mut image = Image::unmeasured(&subject.name, &subject.label);
         let mut port = 0;

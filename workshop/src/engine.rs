@@ -19,7 +19,7 @@ pub use self::{
 use self::network::{Network, OwnContainer};
 use crate::{
     host,
-    results::{self, Machine, Reached},
+    results::{self, Machine},
 };
 
 /// Label of each container and network. Its value is the id of the run that created it.
@@ -122,7 +122,6 @@ impl Engine {
         });
         Ok(found.collect())
     }
-
 }
 
 /// Rejects remote engines: requests are sent to published ports on this machine.
@@ -153,4 +152,3 @@ fn no_engine() -> String {
         .unwrap_or("unix:///var/run/docker.sock (DOCKER_HOST is unset)");
     format!("no container engine responds at {at}: start it, or allow this user to access it")
 }
-

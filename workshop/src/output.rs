@@ -152,7 +152,9 @@ impl Options {
         let (then, now) = (load(&baseline.settings), load(settings));
         ensure!(
             then == now,
-            "--baseline: not comparable: {then} then, and {now} now"
+            "--baseline: not comparable: {then} then, and {now} now. Use --connections {} --load {}",
+            baseline.settings.connections,
+            baseline.settings.load_seconds
         );
         Ok(Some(baseline))
     }

@@ -25,7 +25,7 @@ pub const FORMAT: u32 = 3;
 /// Follows the label of an image that was built with a stand-in, in every output.
 const STAND_IN_MARK: &str = "†";
 
-/// Name of a stand-in in an image's notes, if only its label is known.
+/// Value of [`StandIn::image`] if only the Docker label is known, which an image inherits.
 pub const BASE_IMAGE: &str = "its base image";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -219,7 +219,7 @@ impl Results {
 }
 
 impl Settings {
-    /// Returns the number of measurements behind a median: `10 rounds, and 20 under load`.
+    /// Returns the number of rounds: `10 rounds without load and 20 under load`.
     pub fn describe_rounds(&self) -> String {
         let rounds = match self.rounds {
             1 => "1 round".to_owned(),
@@ -227,7 +227,7 @@ impl Settings {
         };
         match self.load_rounds {
             0 => rounds,
-            load => format!("{rounds}, and {load} under load"),
+            load => format!("{rounds} without load and {load} under load"),
         }
     }
 }
@@ -361,6 +361,31 @@ mod tests {
             results.images[2].all_notes().next().unwrap(),
             "built with a stand-in for rust:1.95-alpine, made from Debian packages and the official \
              Rust toolchain"
+        );
+    }
+
+    #[test]
+    fn an_unknown_base_image_is_named_after_its_image() {
+        let mut results = example();
+        results.images[2].stand_ins[0].image = BASE_IMAGE.to_owned();
+        let legend = results.stand_in_legend().unwrap();
+        assert!(
+            legend.ends_with(": python:3.11, the base image of timber-tutorial:2."),
+            "{legend}"
+        );
+    }
+
+    #[test]
+    fn rounds_are_counted_by_kind() {
+        let mut settings = example().settings;
+        let mut describe = |rounds, load_rounds| {
+            (settings.rounds, settings.load_rounds) = (rounds, load_rounds);
+            settings.describe_rounds()
+        };
+        assert_eq!(describe(1, 0), "1 round");
+        assert_eq!(
+            describe(10, 20),
+            "10 rounds without load and 20 under load"
         );
     }
 

@@ -22,7 +22,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// freed by then.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// About how long the creation, the start and the removal of a container take.
+/// Approximate duration of creating, starting and removing a container.
 const CONTAINER: Duration = Duration::from_millis(1200);
 
 /// How containers are measured.
@@ -39,18 +39,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns about how long an image takes in a round without load.
+    /// Returns the approximate duration of a round without load, for one image.
     pub fn start_duration(&self) -> Duration {
         CONTAINER + SETTLE
     }
 
-    /// Returns about how long an image takes in a round under load.
+    /// Returns the approximate duration of a round under load, for one image.
     pub fn load_duration(&self) -> Duration {
-        if self.load.is_zero() {
-            Duration::ZERO
-        } else {
-            CONTAINER + WARM_UP + self.load * 3
-        }
+        CONTAINER + WARM_UP + self.load * 3
     }
 }
 

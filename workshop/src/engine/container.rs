@@ -155,7 +155,7 @@ impl Engine {
         if let Some(network) = &run.network
             && let Err(error) = self.join(&created.id, network).await
         {
-            self.remove(&created.id).await?;
+            _ = self.remove(&created.id).await; // or at the end of the run
             return Err(error);
         }
         Ok(Container {

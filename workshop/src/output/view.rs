@@ -125,10 +125,11 @@ impl<'a> View<'a> {
                     .to_owned(),
             );
         }
-        if self.results.settings.rounds > 1 {
+        let settings = &self.results.settings;
+        if settings.rounds.max(settings.load_rounds) > 1 {
             lines.push(format!(
                 "Medians of {}, with the lowest and the highest value in brackets.",
-                self.results.settings.describe_rounds()
+                settings.describe_rounds()
             ));
         }
         lines.push(self.chance());
@@ -144,13 +145,19 @@ impl<'a> View<'a> {
 
     /// Returns the sentence about differences that may be chance.
     fn chance(&self) -> String {
-        if (self.results.settings.rounds as usize) < ENOUGH {
+        let settings = &self.results.settings;
+        if (settings.rounds.max(settings.load_rounds) as usize) < ENOUGH {
             return format!(
                 "With fewer than {ENOUGH} rounds, any difference in time, memory or load may be chance."
             );
         }
+        let few = if (settings.rounds as usize) < ENOUGH {
+            format!("With fewer than {ENOUGH} rounds without load, a difference in start, stop or idle memory may be chance. ")
+        } else {
+            String::new()
+        };
         format!(
-            "A Mann–Whitney U test with Holm's correction over the figures decides whether a difference is more than \
+            "{few}A Mann–Whitney U test with Holm's correction over the figures decides whether a difference is more than \
              chance. It is wrong for at most {:.0} in 100 pairs of images.",
             LEVEL * 100.0
         )

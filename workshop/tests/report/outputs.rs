@@ -167,7 +167,8 @@ fn without_a_load_its_figures_are_omitted() {
         assert!(!text.contains("CPU per request"), "{text}");
         assert!(!text.contains("memory after the load"), "{text}");
     }
-    assert!(page.contains("<dt>Settings<dd>10 rounds\n"), "{page}");
+    assert!(page.contains("<dt>Settings<dd>10 rounds"), "{page}");
+    assert!(!page.contains("Load over"), "{page}");
 }
 
 #[test]
