@@ -1,10 +1,15 @@
 //! `cargo workshop compare`: the command line, and the steps of a comparison.
 
-use std::{collections::BTreeSet, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeSet,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, value_parser};
 use jiff::Timestamp;
+use tokio::time;
 
 use crate::{
     comparison::Comparison,
@@ -163,12 +168,29 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         results = measure(&engine, &arguments, subjects, fixed_rate) => results,
         signal = signals.next() => Err(anyhow!(signal)),
     };
-    let cleared = engine.clear().await;
+    let cleared = clear(&engine, &mut signals).await;
     if let Err(error) = &cleared {
         eprintln!("cannot remove everything: {error:#}");
     }
     let code = output::present(&results?, &arguments.output)?;
     cleared.map(|()| code)
+}
+
+/// Removes everything that this run made. Waits for an engine that restarts.
+async fn clear(engine: &Engine, signals: &mut Signals) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_mins(1);
+    let begin = Instant::now();
+    let mut cleared = engine.clear().await;
+    if cleared.is_err() && !engine.responds().await {
+        eprintln!("The engine does not respond. Waiting for it, to remove the containers (Ctrl-C: do not wait)");
+        while cleared.is_err() && begin.elapsed() < PATIENCE {
+            tokio::select! {
+                () = time::sleep(Duration::from_secs(1)) => cleared = engine.clear().await,
+                _ = signals.next() => break,
+            }
+        }
+    }
+    cleared
 }
 
 async fn measure(

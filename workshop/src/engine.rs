@@ -97,6 +97,10 @@ impl Engine {
         })
     }
 
+    pub async fn responds(&self) -> bool {
+        self.docker.ping().await.is_ok()
+    }
+
     /// Returns the number of running containers that do not belong to a comparison.
     pub async fn others(&self) -> Result<usize> {
         let containers = self.docker.list_containers(None).await?;
