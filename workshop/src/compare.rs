@@ -182,7 +182,9 @@ async fn clear(engine: &Engine, signals: &mut Signals) -> Result<()> {
     let begin = Instant::now();
     let mut cleared = engine.clear().await;
     if cleared.is_err() && !engine.responds().await {
-        eprintln!("The engine does not respond. Waiting for it, to remove the containers (Ctrl-C: do not wait)");
+        eprintln!(
+            "The engine does not respond. Waiting for it, to remove the containers (Ctrl-C: do not wait)"
+        );
         while cleared.is_err() && begin.elapsed() < PATIENCE {
             tokio::select! {
                 () = time::sleep(Duration::from_secs(1)) => cleared = engine.clear().await,

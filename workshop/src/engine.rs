@@ -12,11 +12,11 @@ use bollard::{Docker, query_parameters::ListContainersOptionsBuilder};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use self::network::{Network, OwnContainer};
 pub use self::{
     container::{Container, Mount, RunOptions, Tasks, Usage},
     images::{Inspected, Layered},
 };
-use self::network::{Network, OwnContainer};
 use crate::{
     host,
     results::{self, Machine},

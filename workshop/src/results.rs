@@ -383,10 +383,7 @@ mod tests {
             settings.describe_rounds()
         };
         assert_eq!(describe(1, 0), "1 round");
-        assert_eq!(
-            describe(10, 20),
-            "10 rounds without load and 20 under load"
-        );
+        assert_eq!(describe(10, 20), "10 rounds without load and 20 under load");
     }
 
     #[test]

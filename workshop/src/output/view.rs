@@ -152,7 +152,9 @@ impl<'a> View<'a> {
             );
         }
         let few = if (settings.rounds as usize) < ENOUGH {
-            format!("With fewer than {ENOUGH} rounds without load, a difference in start, stop or idle memory may be chance. ")
+            format!(
+                "With fewer than {ENOUGH} rounds without load, a difference in start, stop or idle memory may be chance. "
+            )
         } else {
             String::new()
         };
