@@ -253,9 +253,13 @@ async fn measure(
 /// Says what is going to happen, and how long it takes.
 fn announce(arguments: &Arguments, images: usize, plan: Plan) {
     let count = u32::try_from(images).unwrap_or(u32::MAX);
-    let (start, load) = (plan.start_duration(), plan.load_duration());
-    let rehearsal = if plan.load.is_zero() { start } else { load };
-    let all = (start * arguments.rounds + load * arguments.load_rounds() + rehearsal) * count;
+    let (starts, loads) = (arguments.rounds, arguments.load_rounds());
+    let each = if plan.load.is_zero() {
+        plan.duration(starts + 1, loads) // with the rehearsal
+    } else {
+        plan.duration(starts, loads + 1)
+    };
+    let all = each * count;
     let images = match images {
         1 => "1 image".to_owned(),
         _ => format!("{images} images"),

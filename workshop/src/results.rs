@@ -326,7 +326,7 @@ pub fn example() -> Results {
 
 #[cfg(test)]
 mod tests {
-    use super::{FORMAT, Figure, Results, example};
+    use super::{BASE_IMAGE, FORMAT, Figure, Results, example};
 
     #[test]
     fn rejects_results_of_newer_versions_and_other_files() {

@@ -39,14 +39,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns the approximate duration of a round without load, for one image.
-    pub fn start_duration(&self) -> Duration {
-        CONTAINER + SETTLE
-    }
-
-    /// Returns the approximate duration of a round under load, for one image.
-    pub fn load_duration(&self) -> Duration {
-        CONTAINER + WARM_UP + self.load * 3
+    /// Returns the approximate duration of this number of rounds, for one image.
+    pub fn duration(&self, starts: u32, loads: u32) -> Duration {
+        (CONTAINER + SETTLE) * starts + (CONTAINER + WARM_UP + self.load * 3) * loads
     }
 }
 
