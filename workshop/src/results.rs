@@ -56,7 +56,7 @@ pub struct Difference {
 pub struct Settings {
     /// Number of rounds without a load. In each of them, each image gets a new container.
     pub rounds: u32,
-    /// Number of rounds with a load. Zero: none, or unknown in older files.
+    /// Number of rounds with a load. Zero: no load, or an older file.
     #[serde(default)]
     pub load_rounds: u32,
     /// Duration of each kind of load in a round. Zero: no load.
