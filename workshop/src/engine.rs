@@ -103,7 +103,8 @@ impl Engine {
 
     /// Returns the number of running containers that do not belong to a comparison.
     pub async fn others(&self) -> Result<usize> {
-        let containers = self.docker.list_containers(None).await?;
+        let containers = self.docker.list_containers(None).await;
+        let containers = containers.context("the engine has stopped responding")?;
         let own = self.own.as_ref().map(|own| &own.id);
         let others = containers.iter().filter(|container| {
             let labels = container.labels.as_ref();
