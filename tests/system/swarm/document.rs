@@ -74,7 +74,7 @@ pub fn perform(engine: &mut Engine) {
             let is_too_early =
                 command.starts_with("docker stack rm") && printed.contains("is in use by task");
             if is_too_early {
-                shown = "Removing network timber_default\n".to_owned();
+                shown = "Removing network timber_default".into();
             }
             assert!(
                 (only_looks || is_too_early) && Instant::now() < end,
