@@ -4,6 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+#[cfg(feature = "faults")]
+use crate::faults::Faults;
+
 /// Which requests are logged on standard output. Probes, scrapes and samples come every few seconds
 /// and would drown out other requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +52,8 @@ pub struct Config {
     pub json_log: bool,
     /// The release that `/version` and the page show. The images say 1 and 2.
     pub release: String,
+    #[cfg(feature = "faults")]
+    pub faults: Faults,
 }
 
 impl Default for Config {
@@ -70,6 +75,8 @@ impl Default for Config {
             access_log: AccessLog::AllButPolled,
             json_log: false,
             release: "dev".to_owned(),
+            #[cfg(feature = "faults")]
+            faults: Faults::default(),
         }
     }
 }
@@ -240,6 +247,24 @@ pub static SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    #[cfg(feature = "faults")]
+    Setting {
+        flag: "--fault",
+        variable: "TIMBER_FAULTS",
+        value: "NAME[=VALUE],…",
+        default: "none",
+        help: "Faults for teaching (docs/lessons.md); flags add to the variable",
+        set: |config, value| config.faults.add(value, parse_duration),
+    },
+    #[cfg(feature = "faults")]
+    Setting {
+        flag: "--fault-seed",
+        variable: "TIMBER_FAULT_SEED",
+        value: "N",
+        default: "0",
+        help: "Decides which requests the fault errors chooses",
+        set: |config, value| config.faults.set_seed(value),
+    },
 ];
 
 /// Returns the address of `host`: an IP address, or localhost. Resolving other names would add musl's
@@ -309,7 +334,7 @@ mod tests {
     #[test]
     fn settings_table_matches_the_default_config() {
         for setting in SETTINGS {
-            if setting.default == "available CPUs" {
+            if ["available CPUs", "none"].contains(&setting.default) {
                 continue; // unset
             }
             let mut config = Config::default();

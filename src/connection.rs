@@ -299,6 +299,11 @@ impl Client {
         self.traffic.start_request();
         let (mut head, body) = request.into_parts();
         let (route, mut response) = api::respond(context, &head, self.address);
+        #[cfg(feature = "faults")]
+        {
+            let path = route.map(|route| ROUTES[route].path);
+            response = context.config.faults.apply(path, context.start, response);
+        }
         if self.is_reserve {
             if route.is_some_and(|route| ROUTES[route].is_probe) {
                 self.served_probe.store(true, Relaxed);

@@ -7,6 +7,8 @@ pub mod config;
 mod connection;
 pub mod container;
 pub mod context;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod healthcheck;
 mod lifecycle;
 pub mod listener;

@@ -101,8 +101,14 @@ fn run(mut config: Config) -> Result<ExitCode, String> {
         .build()
         .map_err(cannot_start)?;
     let _entered = worker.enter();
+    #[cfg(feature = "faults")]
+    config.faults.delay_start();
+    let terminate = SignalKind::terminate(); // docker stop, Kubernetes, systemd
+    #[cfg(feature = "faults")]
+    let terminate = config.faults.signal_instead_of(terminate);
     // Before the port is bound, so that the service can be stopped as soon as it is reachable.
-    let signals = Signals::catch().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let signals =
+        Signals::catch(terminate).map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener = listener::bind(&config)?;
     let address = listener
         .local_addr()
@@ -194,9 +200,15 @@ fn start(context: &'static Context, server: &Server, address: SocketAddr) -> Res
     server.start_workers(workers)?;
     log.info(&format!("Using workers: {workers}"));
     log.info(&facts.to_string());
+    #[cfg(feature = "faults")]
+    context.config.faults.start(log);
     if fits < configured {
         let message = format!("Limiting connections to {fits}: container memory limit");
         log.warning(&message);
+    }
+    #[cfg(feature = "faults")]
+    if context.config.faults.ignores_sigterm() {
+        return Ok(());
     }
     log.info(&match pid {
         // Without a handler, the kernel discards the signals of process 1 of a container.
@@ -239,11 +251,11 @@ struct Signals {
 }
 
 impl Signals {
-    fn catch() -> io::Result<Self> {
+    fn catch(terminate: SignalKind) -> io::Result<Self> {
         // Sent when a terminal closes, or to reload a configuration. Once caught, it stays ignored.
         drop(signal(SignalKind::hangup())?);
         Ok(Signals {
-            terminate: signal(SignalKind::terminate())?, // docker stop, Kubernetes, systemd
+            terminate: signal(terminate)?,
             interrupt: signal(SignalKind::interrupt())?, // Ctrl-C
             quit: signal(SignalKind::quit())?,           // Ctrl-\, and a graceful stop of nginx
         })

@@ -4,11 +4,14 @@
 mod invariants;
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use hyper::header::{ACCEPT, HOST, HeaderName};
 use hyper::http::request::Parts;
 use proptest::prelude::*;
 use proptest::{collection::vec, sample::select};
+use timber::faults::Faults;
+use timber::response::{PROMETHEUS, Response};
 
 /// Paths that come close to a route, the characters that text formats escape, and anything else.
 const TARGET: &str = "(/{0,3}(v.?/)?(index|healthz|version|nope)?/{0,2}|/?[!-~]{0,20}|(http://|//)[!-~]{0,9}(/[!-~]{0,9})?\
@@ -71,6 +74,26 @@ fn variables() -> impl Strategy<Value = Vec<(String, String)>> {
     )
 }
 
+const FAULTS: [&str; 9] = [
+    "ignore-sigterm",
+    "no-drain",
+    "unready",
+    "unready=1s/60s",
+    "slow-start=1s",
+    "errors=50%",
+    "errors=100%",
+    "leak=1MB/s",
+    "exit=3@30s",
+];
+
+/// What the probes and the metrics say of the faults.
+fn effects(faults: &Faults, start: Instant) -> [(u16, Vec<u8>); 3] {
+    ["/healthz", "/readyz", "/metrics"].map(|path| {
+        let response = faults.apply(Some(path), start, Response::ok(&PROMETHEUS, "text\n"));
+        (response.status.as_u16(), response.body.into())
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -114,6 +137,19 @@ proptest! {
     #[test]
     fn settings_are_in_range_or_each_mistake_is_one_line(arguments in arguments(), variables in variables()) {
         invariants::configuration(&arguments, &variables);
+    }
+
+    #[test]
+    fn no_request_changes_a_fault(head in head(), names in vec(select(&FAULTS[..]), 0..4)) {
+        let mut faults = Faults::default();
+        for name in names {
+            faults.add(name, |_| Ok(Duration::from_secs(1))).unwrap();
+        }
+        let start = Instant::now();
+        let before = (faults.clone(), effects(&faults, start));
+        let (route, response) = invariants::respond(&head);
+        faults.apply(route, start, response);
+        prop_assert_eq!((faults.clone(), effects(&faults, start)), before);
     }
 
     #[test]

@@ -107,6 +107,33 @@ fn images_2_and_3_are_within_their_budgets() {
     }
 }
 
+/// Only the image of docs/lessons.md has the faults for teaching.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn images_contain_no_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    for release in 1..=3 {
+        let target = dir.path().join(release.to_string());
+        fs::create_dir(&target).unwrap();
+        copy_out(&image(release), &target);
+        let program = fs::read(target.join("timber")).unwrap();
+        let contains = |text: &str| {
+            program
+                .windows(text.len())
+                .any(|part| part == text.as_bytes())
+        };
+        assert!(contains("TIMBER_RELEASE"), "the settings are readable");
+        for text in [
+            "TIMBER_FAULT",
+            "ignore-sigterm",
+            "timber_fault_active",
+            "for teaching",
+        ] {
+            assert!(!contains(text), "image {release} contains {text:?}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs the musl target"]
 fn cargo_musl_builds_a_static_binary() {
