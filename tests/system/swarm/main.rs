@@ -28,6 +28,7 @@ mod document;
     reason = "a program of its own, included to be formatted and linted"
 )]
 mod mesh;
+mod roll_out;
 mod swarm;
 
 use std::{env, fs, thread, time::Duration};
