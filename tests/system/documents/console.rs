@@ -11,8 +11,8 @@
 //! - Sizes, such as "79.7MB" and numbers of six digits and more, may differ by [`SIZE_TOLERANCE`].
 //! - Times, such as "0m0.354s" and "20ms", may differ as [`is_similar_time`] says.
 //!
-//! Numbers of one digit and HTTP statuses must be equal, because they count replicas, name releases and
-//! tell errors. `…` stands for any text within a line, and alone on a line for any lines.
+//! Numbers of one digit, HTTP statuses and exit codes must be equal, because they count replicas, name
+//! releases and tell errors. `…` stands for any text within a line, and alone on a line for any lines.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -24,8 +24,9 @@ const SIZE_TOLERANCE: f64 = 0.1;
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
-/// The number behind these is an HTTP status, in the access log and in the output of `healthcheck`.
-const STATUS_AFTER: [&str; 2] = ["\"", "returned"];
+/// The number behind these is an HTTP status, in the access log and in the output of `healthcheck`, or an
+/// exit code.
+const STATUS_AFTER: [&str; 3] = ["\"", "returned", "code"];
 const TIME_UNITS: [&str; 5] = ["second", "minute", "hour", "day", "week"];
 const SIZE_UNITS: [(&str, f64); 7] = [
     ("B", 1.0),
@@ -184,9 +185,10 @@ fn is_similar(printed: &Token, shown: &Token) -> bool {
 }
 
 /// Returns whether a time tells the same story as the one in the document. A busy machine may be five
-/// times slower. Waits of several seconds that the document does not show are a difference.
+/// times slower. Waits of several seconds that only one of the two shows are a difference.
 fn is_similar_time(printed: f64, shown: f64) -> bool {
-    printed <= (shown * 5.0).max(shown + 1.0)
+    let (short, long) = (printed.min(shown), printed.max(shown));
+    long <= (short * 5.0).max(short + 1.0)
 }
 
 /// Returns whether the text fits the pattern, some of whose members stand for any number of members.

@@ -1,12 +1,12 @@
-//! Types the commands of docs/cluster.md in the root of the repository, and compares the output with
-//! what the document shows, by the rules in documents/console.rs.
+//! Types the commands of a document in a clone of the repository, and compares the output with what the
+//! document shows, by the rules in documents/console.rs.
 //!
 //! A command that only looks is repeated until it prints what the document shows, as a reader would.
-//! `cargo workshop watch` is meant for another terminal: its output is compared when it ends. Commands
-//! that need a Kubernetes cluster are not typed.
+//! `cargo workshop watch` is meant for another terminal: its output is compared when it ends.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,39 +14,69 @@ use crate::console::{self, Step};
 use crate::docker::ROOT;
 use crate::swarm::Engine;
 
-const LOOK: [&str; 6] = [
+const LOOK: [&str; 10] = [
     "docker service inspect",
     "docker service ps",
+    "docker service ls",
     "docker stack services",
+    "docker inspect",
+    "docker logs",
     "docker ps",
     "docker compose -f deploy/compose.yaml ps",
     "curl ",
+    "sleep ",
 ];
 
-const NEED_A_CLUSTER: [&str; 5] = [
+/// Commands that are not typed. The documents show no output for them.
+const NOT_TYPED: [&str; 11] = [
+    // Need a cluster.
     "kubectl apply",
     "kubectl rollout",
     "kubectl port-forward",
     "kubectl set",
     "kubectl delete",
+    "kubectl debug",
+    "kubectl exec",
+    "deploy/roll-out kubernetes",
+    // pipeline.rs runs the same.
+    "docker run --rm --volume",
+    "gitlab-ci-local",
+    // Need a published release.
+    "cosign verify",
 ];
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// For one command.
-const SECONDS: u64 = 300;
+const SECONDS: u64 = 600;
 
-pub fn perform(engine: &mut Engine) {
-    let text = fs::read_to_string(Path::new(ROOT).join("docs/cluster.md")).unwrap();
+/// Containers that a document names. Removes those that are left.
+#[derive(Default)]
+struct Containers(Vec<String>);
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        let mut remove = Command::new("docker");
+        _ = remove
+            .args(["rm", "--force", "--volumes"])
+            .args(&self.0)
+            .output();
+    }
+}
+
+/// `document` is a path in the repository.
+pub fn perform(engine: &mut Engine, document: &str, clone: &Path) {
+    let text = fs::read_to_string(Path::new(ROOT).join(document)).unwrap();
     let mut watches: Vec<(String, JoinHandle<String>)> = Vec::new();
+    let mut containers = Containers::default();
     let steps = console::steps(&text);
-    assert!(steps.len() > 15, "docs/cluster.md has few commands");
+    assert!(steps.len() > 15, "{document} has few commands");
     for Step {
         command, mut shown, ..
     } in steps
     {
         let is_start = |start: &&str| command.starts_with(*start);
-        if NEED_A_CLUSTER.iter().any(&is_start) {
+        if NOT_TYPED.iter().any(&is_start) || command.contains("imagetools inspect") {
             assert_eq!(
                 shown, "",
                 "output of a command that no test typed: {command}"
@@ -56,17 +86,28 @@ pub fn perform(engine: &mut Engine) {
         println!("$ {command}");
         if command.starts_with("cargo workshop watch") {
             let command = format!("{command} 2>/dev/null");
-            watches.push((shown, thread::spawn(move || type_in(&command))));
+            let clone = clone.to_owned();
+            let watch = thread::spawn(move || type_in(&command, &clone));
+            watches.push((shown, watch));
             thread::sleep(Duration::from_secs(3));
             continue;
         }
         if command.starts_with("docker stack rm") {
             engine.drop_mesh();
         }
+        if command.starts_with("docker run")
+            && let Some((_, rest)) = command.split_once("--name ")
+        {
+            let name = rest.split(' ').next().unwrap();
+            containers.0.push(name.to_owned());
+        }
+        if shown.contains("roll-out: taken back") {
+            shown += "(exit status: 1)\n";
+        }
         let end = Instant::now() + PATIENCE;
         let only_looks = LOOK.iter().any(is_start);
         loop {
-            let printed = type_in(&command);
+            let printed = type_in(&command, clone);
             if console::is_shown(&printed, &shown) {
                 break;
             }
@@ -78,7 +119,7 @@ pub fn perform(engine: &mut Engine) {
             }
             assert!(
                 (only_looks || is_too_early) && Instant::now() < end,
-                "$ {command}\n{printed}\ndocs/cluster.md shows:\n{shown}"
+                "$ {command}\n{printed}\n{document} shows:\n{shown}"
             );
             thread::sleep(Duration::from_millis(500));
         }
@@ -90,21 +131,33 @@ pub fn perform(engine: &mut Engine) {
                 let printed = watch.join().unwrap();
                 println!("{printed}");
                 assert!(
-                    console::is_shown(&printed, &shown),
-                    "{printed}\ndocs/cluster.md shows:\n{shown}"
+                    console::is_shown(&without_counts(&printed), &without_counts(&shown)),
+                    "{printed}\n{document} shows:\n{shown}"
                 );
             }
         }
     }
     assert!(
         watches.is_empty(),
-        "after a watch, docs/cluster.md has to look at the end of the update"
+        "after a watch, {document} has to look at the end of the update"
     );
 }
 
+/// Replaces the numbers of good and lost requests, unless they are 0: each run has others.
+fn without_counts(text: &str) -> String {
+    let mut words: Vec<_> = text.split(' ').collect();
+    for index in 1..words.len() {
+        let is_count = words[index].starts_with("good") || words[index].starts_with("lost");
+        if is_count && words[index - 1].parse::<u32>().is_ok_and(|count| count > 0) {
+            words[index - 1] = "some";
+        }
+    }
+    words.join(" ")
+}
+
 /// Returns the output, and the status of a command that failed.
-fn type_in(command: &str) -> String {
-    let (printed, status) = console::run(command, Path::new(ROOT), SECONDS);
+fn type_in(command: &str, clone: &Path) -> String {
+    let (printed, status) = console::run(command, clone, SECONDS);
     if status.success() {
         printed
     } else {

@@ -28,13 +28,14 @@ mod document;
     reason = "a program of its own, included to be formatted and linted"
 )]
 mod mesh;
+mod pipeline;
 mod roll_out;
 mod swarm;
 
-use std::{env, fs, thread, time::Duration};
+use std::{env, fs, path::Path, thread, time::Duration};
 
 use chromium::Browser;
-use docker::{Image, command, docker, inspect, run};
+use docker::{Image, ROOT, command, docker, inspect, run};
 use serde_json::{Value, json};
 use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 
@@ -207,14 +208,25 @@ fn compose_applies_hardening() {
 
 #[test]
 #[ignore = "needs Docker Engine, Compose 2 and kubectl"]
-fn commands_of_the_document_print_what_it_shows() {
+fn cluster_document_prints_what_it_shows() {
     // In a fresh clone, the watch would still be compiling while the update it watches takes place.
     swarm::compile_watch();
     let mut engine = Engine::claim();
     let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
     ready(1);
     ready(2);
-    document::perform(&mut engine);
+    document::perform(&mut engine, "docs/cluster.md", Path::new(ROOT));
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn lessons_print_what_they_show() {
+    swarm::compile_watch();
+    let mut engine = Engine::claim();
+    let _images = ["faulty", "sick", "abrupt"].map(|tag| Image(format!("timber-tutorial:{tag}")));
+    ready(1);
+    ready(2);
+    document::perform(&mut engine, "docs/lessons.md", Path::new(ROOT));
 }
 
 fn image_name(release: usize) -> String {

@@ -2,15 +2,13 @@
 //! codes.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::thread;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::docker::{Image, ROOT, command, docker, output, run};
+use crate::docker::{Image, ROOT, docker, output, run};
 use crate::swarm::{Engine, SERVICE, Swarm, ready, wait_for};
 
 /// Image 2 with the faults for teaching. Tests of the same run share it.

@@ -12,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::docker::{ROOT, command, docker, image, output, run};
+use crate::docker::{ROOT, command, docker, image, inspect, output, run};
 use crate::support::{cargo_build, exchange, get};
 
 pub const SERVICE: &str = "timber_timber";
@@ -238,6 +238,18 @@ impl Swarm {
             (self.tasks().len() == replicas).then_some(())
         });
         thread::sleep(AFTERMATH);
+    }
+
+    /// Asserts that the tasks run the image that a registry has under this name.
+    #[allow(clippy::unused_self, reason = "as above")]
+    pub fn all_run_digest_of(&self, image: &str, replicas: usize) {
+        let id = docker(&format!("image inspect --format {{{{.Id}}}} {image}"));
+        let ids: Vec<_> = self
+            .tasks()
+            .iter()
+            .map(|task| inspect(task, "Image"))
+            .collect();
+        assert_eq!(ids, vec![id.trim(); replicas]);
     }
 
     #[allow(clippy::unused_self, reason = "as above")]

@@ -1,0 +1,301 @@
+//! Runs the pipelines as they are in the repository, in a changed clone of it, with an image registry
+//! on this machine: `.gitlab-ci.yml` by gitlab-ci-local, which runs each job in a container of its own, and
+//! the steps of `.drone.yml` as Drone's Docker runner would.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::docker::{Image, ROOT, docker, edit, output};
+use crate::support::{exchange, get};
+use crate::swarm::{Engine, Swarm, Watch, ready};
+use crate::{assert_no_loss, counts, document};
+
+/// What the test changes, as docs/pipeline.md tells its readers.
+const GREETING: (&str, &str, &str) = ("src/page.html", "This replica", "Hello from the pipeline");
+/// A setting that no container accepts. Neither the tests nor the gate can see that.
+const MISTAKE: (&str, &str, &str) = (
+    "deploy/compose.yaml",
+    r#"TIMBER_WORKERS: "2""#,
+    r#"TIMBER_WORKERS: "two""#,
+);
+
+/// A clone of the repository, with the changes that are not committed yet.
+struct Clone(TempDir);
+
+impl Clone {
+    fn new() -> Self {
+        let clone = Clone(tempfile::tempdir().unwrap());
+        let to = clone.path().display();
+        clone.sh(&format!(
+            "cd {ROOT} && git ls-files -z --cached --others --exclude-standard --deduplicate |
+                 xargs -0 cp --parents --no-dereference --preserve=mode --target-directory {to}"
+        ));
+        clone.sh("git init --quiet --initial-branch main
+             git config user.name test && git config user.email test@example.com
+             git remote add origin https://gitlab.example/timber/timber-tutorial.git");
+        clone.commit();
+        clone
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn sh(&self, script: &str) -> String {
+        let output = output(
+            Command::new("bash")
+                .args(["-euo", "pipefail", "-c", script])
+                .current_dir(self.path()),
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script}\n{text}{errors}");
+        text
+    }
+
+    fn commit(&self) {
+        self.sh("git add --all
+             git commit --quiet --message test");
+    }
+
+    fn change(&self, (file, from, to): (&str, &str, &str)) {
+        edit(&self.path().join(file), from, to);
+        self.commit();
+    }
+
+    fn revision(&self) -> String {
+        self.sh("git rev-parse HEAD").trim().to_owned()
+    }
+}
+
+/// An image registry, stopped when dropped.
+struct Registry {
+    directory: TempDir,
+    address: String,
+}
+
+impl Registry {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut start = Command::new(format!("{ROOT}/.ci/registry"));
+        let started = output(start.arg("start").arg(directory.path()));
+        let address = String::from_utf8(started.stdout).unwrap().trim().to_owned();
+        assert!(started.status.success(), "this test needs .ci/registry");
+        Registry { directory, address }
+    }
+
+    fn image(&self) -> String {
+        format!("{}/timber-tutorial", self.address)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let stop = format!(
+            "{ROOT}/.ci/registry stop {}
+             docker images --format '{{{{.Repository}}}}:{{{{.Tag}}}}' {} | xargs -r docker rmi --force",
+            self.directory.path().display(),
+            self.image()
+        );
+        _ = Command::new("bash").args(["-c", &stop]).output();
+    }
+}
+
+/// Runs a pipeline for the last commit of the clone. Returns whether it passed, and its log.
+type Pipeline = fn(&Clone, &Registry) -> (bool, String);
+
+#[test]
+#[ignore = "needs Docker Engine, docker-registry and gitlab-ci-local; takes ten minutes"]
+fn gitlab_pipeline_rolls_a_change_out_and_takes_a_mistake_back() {
+    releases_and_takes_back(run_gitlab);
+}
+
+#[test]
+#[ignore = "needs Docker Engine and docker-registry; takes ten minutes"]
+fn drone_pipeline_rolls_a_change_out_and_takes_a_mistake_back() {
+    releases_and_takes_back(run_drone);
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn pipeline_document_prints_what_it_shows() {
+    let clone = Clone::new();
+    let mut engine = Engine::claim();
+    let _images = Images("timber-tutorial");
+    ready(2);
+    document::perform(&mut engine, "docs/pipeline.md", clone.path());
+}
+
+/// Removes the images with this name whose tag is a commit.
+struct Images(&'static str);
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        for tag in docker(&format!("images --format {{{{.Tag}}}} {}", self.0)).lines() {
+            if tag.len() == 40 {
+                drop(Image(format!("{}:{tag}", self.0)));
+            }
+        }
+    }
+}
+
+fn releases_and_takes_back(pipeline: Pipeline) {
+    let registry = Registry::start();
+    let clone = Clone::new();
+    let swarm = Swarm::deploy(&ready(2));
+    clone.change(GREETING);
+    let revision = clone.revision();
+
+    let watch = Watch::start();
+    let (passed, log) = pipeline(&clone, &registry);
+    let summary = watch.end();
+    assert!(passed, "{log}");
+    println!("a change: {}", counts(&summary));
+    assert_no_loss(&summary);
+    let all = "3 of 3 tasks run the image, 3 of 3 hosts serve it";
+    assert!(log.contains(all), "{log}");
+    let image = format!("{}:{revision}", registry.image());
+    swarm.all_run_digest_of(&image, 3);
+    assert_serves(&revision);
+
+    clone.change(MISTAKE);
+    let watch = Watch::start();
+    let (passed, log) = pipeline(&clone, &registry);
+    let summary = watch.end();
+    assert!(!passed, "{log}");
+    println!("a mistake: {}", counts(&summary));
+    assert_no_loss(&summary);
+    for part in [
+        "roll-out: FAILED: update rolled back",
+        "task: non-zero exit (2)",
+        "roll-out: taken back",
+    ] {
+        assert!(log.contains(part), "{part:?} is not in:\n{log}");
+    }
+    swarm.all_run_digest_of(&image, 3);
+    assert_serves(&revision);
+}
+
+fn assert_serves(revision: &str) {
+    let request = |text: &str| {
+        let mut stream = std::net::TcpStream::connect("127.0.0.1:8080").unwrap();
+        exchange(&mut stream, text)
+    };
+    let page =
+        request("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\nConnection: close\r\n\r\n");
+    assert!(page.text().contains(GREETING.2), "{}", page.text());
+    assert_eq!(request(&get("/version")).json()["revision"], revision);
+}
+
+fn run_gitlab(clone: &Clone, registry: &Registry) -> (bool, String) {
+    let Registry { address, .. } = registry;
+    let image = registry.image();
+    let (passed, log) = run_logged(
+        Command::new("gitlab-ci-local")
+            .args([
+                "--network",
+                "host",
+                "--volume",
+                "/run/docker.sock:/var/run/docker.sock",
+            ])
+            .args([
+                "--helper-image",
+                "docker:cli",
+                "--pull-policy",
+                "if-not-present",
+            ])
+            .args(["--variable", &format!("CI_REGISTRY={address}")])
+            .args(["--variable", &format!("CI_REGISTRY_IMAGE={image}")])
+            .args(["--variable", "CI_REGISTRY_USER=nobody"])
+            .args(["--variable", "CI_REGISTRY_PASSWORD=none"])
+            .current_dir(clone.path()),
+    );
+    fs::remove_dir_all(clone.path().join(".gitlab-ci-local")).unwrap();
+    (passed, log)
+}
+
+/// Each step is a container of the step's image, with the workspace, and runs its commands in one shell
+/// that ends at the first failure.
+fn run_drone(clone: &Clone, registry: &Registry) -> (bool, String) {
+    let text = fs::read_to_string(clone.path().join(".drone.yml")).unwrap();
+    // What its comments say is to be replaced.
+    let text = text.replace("registry.example", &registry.address);
+    let pipeline: Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(pipeline["type"], "docker");
+    let mut log = String::new();
+    for step in pipeline["steps"].as_array().unwrap() {
+        println!("{}", step["name"]);
+        let mut container = Command::new("docker");
+        container.args([
+            "run",
+            "--rm",
+            "--label",
+            "timber.test=true",
+            "--workdir",
+            "/drone/src",
+        ]);
+        container.args([
+            "--volume",
+            &format!("{}:/drone/src", clone.path().display()),
+        ]);
+        for volume in step["volumes"].as_array().into_iter().flatten() {
+            let host = &pipeline["volumes"][0];
+            assert_eq!(volume["name"], host["name"]);
+            let (from, to) = (&host["host"]["path"], &volume["path"]);
+            container.args(["--volume", &format!("{}:{}", word(from), word(to))]);
+        }
+        if let Some(network) = step["network_mode"].as_str() {
+            container.args(["--network", network]);
+        }
+        container.args(["--env", &format!("DRONE_COMMIT_SHA={}", clone.revision())]);
+        for (name, value) in step["environment"].as_object().into_iter().flatten() {
+            let value = value
+                .as_str()
+                .unwrap_or_else(|| word(&value["from_secret"]));
+            container.args(["--env", &format!("{name}={value}")]);
+        }
+        if let Some(when) = step.get("when") {
+            assert_eq!(
+                (&when["branch"][0], &when["event"][0]),
+                (&"main".into(), &"push".into())
+            );
+        }
+        let commands: Vec<_> = step["commands"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(word)
+            .collect();
+        container.args([
+            "--entrypoint",
+            "sh",
+            word(&step["image"]),
+            "-exc",
+            &commands.join("\n"),
+        ]);
+        let (passed, output) = run_logged(&mut container);
+        log += &output;
+        if !passed {
+            return (false, log);
+        }
+    }
+    (true, log)
+}
+
+fn word(value: &Value) -> &str {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is not a word"))
+}
+
+/// Returns whether the program succeeded, and all that it printed.
+fn run_logged(command: &mut Command) -> (bool, String) {
+    let output = output(command.stdin(Stdio::null()));
+    let log = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{log}");
+    (output.status.success(), log.into_owned())
+}
