@@ -78,9 +78,11 @@ fn restricted_profile() -> Vec<(&'static str, &'static str, &'static str, Value)
 #[ignore = "needs kubectl and kubernetes-validate"]
 fn manifests_match_the_schemas_of_kubernetes() {
     for overlay in overlays() {
+        // The Gateway API is not part of Kubernetes. `gateway_publishes_the_api_only` compares the whole route.
+        let mut objects = render(&overlay);
+        objects.retain(|object| object["kind"] != "HTTPRoute");
         for version in KUBERNETES {
-            validate(&render(&overlay), version)
-                .unwrap_or_else(|error| panic!("{overlay}: {error}"));
+            validate(&objects, version).unwrap_or_else(|error| panic!("{overlay}: {error}"));
         }
     }
 }
@@ -290,6 +292,12 @@ fn names_labels_and_ports_match_across_manifests() {
                 "{overlay}"
             );
         }
+        let scrape = json!({
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": port["containerPort"].to_string(),
+            "prometheus.io/path": "/metrics",
+        });
+        assert_eq!(template["metadata"]["annotations"], scrape, "{overlay}");
         let user = &template["spec"]["securityContext"];
         let user = format!("USER {}:{}\n", user["runAsUser"], user["runAsGroup"]);
         assert!(dockerfile.contains(&user), "{overlay}: {user}");
@@ -313,6 +321,27 @@ fn ingress_publishes_the_api_only() {
     let expected = ["/index", "/openapi.json"]
         .map(|path| json!({"path": path, "pathType": "Exact", "backend": backend}));
     assert_eq!(paths, expected);
+}
+
+#[test]
+#[ignore = "needs kubectl"]
+fn gateway_publishes_the_api_only() {
+    let objects = render("overlays/gateway");
+    let service = find(&objects, "Service");
+    let matches =
+        ["/index", "/openapi.json"].map(|path| json!({"path": {"type": "Exact", "value": path}}));
+    let backend = json!({
+        "name": service["metadata"]["name"],
+        "port": service["spec"]["ports"][0]["port"],
+    });
+    let route = find(&objects, "HTTPRoute");
+    assert_eq!(route["apiVersion"], "gateway.networking.k8s.io/v1");
+    let spec = json!({
+        "parentRefs": [{"name": "gateway"}],
+        "hostnames": ["timber.example"],
+        "rules": [{"matches": matches, "backendRefs": [backend]}],
+    });
+    assert_eq!(route["spec"], spec);
 }
 
 /// Clients can fill even the reserve for probes. By then the idle timeout has closed some of them.

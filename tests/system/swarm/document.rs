@@ -28,7 +28,7 @@ const LOOK: [&str; 10] = [
 ];
 
 /// Commands that are not typed. The documents show no output for them.
-const NOT_TYPED: [&str; 11] = [
+const NOT_TYPED: [&str; 12] = [
     // Need a cluster.
     "kubectl apply",
     "kubectl rollout",
@@ -38,6 +38,7 @@ const NOT_TYPED: [&str; 11] = [
     "kubectl debug",
     "kubectl exec",
     "deploy/roll-out kubernetes",
+    "bench/roll-outs kubernetes",
     // pipeline.rs runs the same.
     "docker run --rm --volume",
     "gitlab-ci-local",
