@@ -167,7 +167,7 @@ impl Faults {
         runtime().block_on(async {
             select! {
                 () = sleep(self.slow_start) => {}
-                () = sigterm(), if !self.ignore_sigterm => process::exit(0),
+                () = sigterm(), if !self.ignore_sigterm => process::exit(EXIT_TERMINATED),
             }
         });
     }

@@ -59,19 +59,21 @@ fn assert_parts(text: &str, parts: &[&str]) {
     }
 }
 
+/// In one swarm, because creating and removing one takes half a minute.
 #[test]
 #[ignore = "needs Docker Engine and python3"]
-fn roll_out_rolls_a_release_out_and_says_what_it_verified() {
+fn roll_out_verifies_a_release_and_takes_failed_ones_back() {
     let swarm = Swarm::deploy(&ready(1));
     ready(2);
-    let (code, text) = roll_out("swarm timber-tutorial:2");
+    let good = Image::new("good");
+    run(&format!("docker tag timber-tutorial:2 {}", good.0));
+    let (code, text) = roll_out(&format!("swarm {}", good.0));
     assert_eq!(code, 0, "{text}");
-    // Image 2 has no label here, because only pipelines set it.
-    let verified = "no label with its revision, so only its digest tells";
     assert_parts(
         &text,
         &[
-            verified,
+            // Only pipelines set the label.
+            "no label with its revision, so only its digest tells",
             "3 of 3 tasks run the image, 3 of 3 hosts serve it",
             " 0 failed, 0 lost",
             "good from release 1,",
@@ -79,143 +81,59 @@ fn roll_out_rolls_a_release_out_and_says_what_it_verified() {
             "roll-out: done",
         ],
     );
-    swarm.all_run("timber-tutorial:2", 3);
+    swarm.all_run(&good.0, 3);
 
     // Once more: nothing changes.
     let tasks = swarm.tasks();
-    let (code, text) = roll_out("swarm timber-tutorial:2");
+    let (code, text) = roll_out(&format!("swarm {}", good.0));
     assert_eq!(code, 0, "{text}");
     assert_eq!(swarm.tasks(), tasks);
-}
 
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn roll_out_takes_a_release_back_that_never_starts() {
-    let swarm = Swarm::deploy(&ready(2));
-    let broken = release(
-        "never-starts",
-        "timber-tutorial:2",
-        "CMD [\"--frobnicate\"]",
-    );
-    let (code, text) = roll_out(&format!("swarm {}", broken.0));
-    assert_eq!(code, 1, "{text}");
-    assert_parts(
-        &text,
-        &[
-            "FAILED: update rolled back due to failure or early termination of task",
-            "task: non-zero exit (2)",
-            "timber-tutorial:2 serves again",
-            " 0 failed, 0 lost",
-            "roll-out: taken back",
-        ],
-    );
-    swarm.all_run("timber-tutorial:2", 3);
-}
-
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn roll_out_takes_a_release_back_that_answers_500() {
-    let swarm = Swarm::deploy(&ready(2));
     let settings = "ENV TIMBER_RELEASE=sick TIMBER_FAULTS=errors=100%";
-    let sick = release(
-        "sick",
-        &FAULTY,
-        &format!("{}\n{settings}", revision_label("f00")),
-    );
-    let (code, text) = roll_out(&format!("swarm {}", sick.0));
-    assert_eq!(code, 1, "{text}");
+    for (name, base, lines, reason) in [
+        (
+            "never-starts",
+            "timber-tutorial:2",
+            "CMD [\"--frobnicate\"]".to_owned(),
+            "update rolled back due to failure or early termination of task",
+        ),
+        (
+            "sick",
+            &FAULTY,
+            format!("{}\n{settings}", revision_label("f00")),
+            "release sick, revision unknown, responds with a 5xx status",
+        ),
+    ] {
+        let broken = release(name, base, &lines);
+        let (code, text) = roll_out(&format!("swarm {}", broken.0));
+        assert_eq!(code, 1, "{text}");
+        let (reason, back) = (
+            format!("roll-out: FAILED: {reason}"),
+            format!("roll-out: {} serves again", good.0),
+        );
+        assert_parts(&text, &[&reason, &back, " 0 lost", "roll-out: taken back"]);
+        swarm.all_run(&good.0, 3);
+    }
+
+    let before = docker(&format!("service inspect {SERVICE}"));
+    let (code, text) = roll_out("swarm timber-test:not-there");
+    assert_eq!(code, 2, "{text}");
+    assert_parts(&text, &["cannot find image timber-test:not-there: "]);
+    // The same tag for another image: nobody could go back.
+    run(&format!("docker tag timber-tutorial:1 {}", good.0));
+    let (code, text) = roll_out(&format!("swarm {}", good.0));
+    assert_eq!(code, 2, "{text}");
     assert_parts(
         &text,
-        &[
-            "FAILED: release sick, revision unknown, responds with a 5xx status",
-            "failed from release sick, revision unknown",
-            "timber-tutorial:2 serves again",
-            " 0 lost",
-        ],
+        &["is running already as another image: give each release a tag of its own"],
     );
-    swarm.all_run("timber-tutorial:2", 3);
+    assert_eq!(docker(&format!("service inspect {SERVICE}")), before);
 }
 
 #[test]
 #[ignore = "needs Docker Engine and python3"]
-fn roll_out_takes_a_release_back_that_serves_another_revision() {
-    let swarm = Swarm::deploy(&ready(1));
-    let wrong = release("wrong", "timber-tutorial:2", &revision_label("c0ffee"));
-    let (code, text) = roll_out(&format!("swarm {} --timeout 60", wrong.0));
-    assert_eq!(code, 1, "{text}");
-    assert_parts(
-        &text,
-        &[
-            "timeout after 60 s",
-            "0 of 3 hosts serve it, but",
-            "timber-tutorial:1 serves again",
-        ],
-    );
-    swarm.all_run("timber-tutorial:1", 3);
-}
-
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn roll_out_takes_a_release_back_that_loses_requests() {
-    let swarm = Swarm::deploy(&ready(2));
-    let no_drain = release(
-        "no-drain",
-        &FAULTY,
-        "ENV TIMBER_RELEASE=no-drain TIMBER_FAULTS=no-drain",
-    );
-    // To the release that loses requests, and away from it: they are lost when its tasks stop.
-    let (code, text) = roll_out(&format!("swarm {}", no_drain.0));
-    assert_eq!(code, 0, "{text}");
-    let (code, text) = roll_out("swarm timber-tutorial:2");
-    assert_eq!(code, 1, "{text}");
-    assert_parts(
-        &text,
-        &[
-            "FAILED: a request was lost: ",
-            "lost from release no-drain",
-            "serves again",
-        ],
-    );
-    swarm.all_run(&no_drain.0, 3);
-}
-
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn roll_out_that_is_interrupted_is_taken_back() {
-    let swarm = Swarm::deploy(&ready(1));
-    ready(2);
-    let roll_out = Command::new("deploy/roll-out")
-        .args(["swarm", "timber-tutorial:2"])
-        .current_dir(ROOT)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_for("the rollout", || {
-        let spec = docker(&format!(
-            "service inspect {SERVICE} --format {{{{.UpdateStatus.State}}}}"
-        ));
-        spec.contains("updating").then_some(())
-    });
-    kill_process(Pid::from_child(&roll_out), Signal::TERM).unwrap();
-    let output = roll_out.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    println!("{text}");
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert_parts(
-        &text,
-        &[
-            "FAILED: interrupted",
-            "timber-tutorial:1 serves again",
-            " 0 failed, 0 lost",
-        ],
-    );
-    swarm.all_run("timber-tutorial:1", 3);
-}
-
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn first_deployment_that_fails_is_removed() {
-    let _engine = Engine::claim();
+fn first_deployment_that_fails_is_removed_and_one_that_works_stays() {
+    let mut engine = Engine::claim();
     ready(2);
     docker("swarm init --advertise-addr 127.0.0.1");
     let broken = release(
@@ -234,18 +152,9 @@ fn first_deployment_that_fails_is_removed() {
         ],
     );
     assert_eq!(docker("service ls --quiet"), "");
-    assert_eq!(
-        docker("ps --all --quiet --filter label=com.docker.stack.namespace=timber"),
-        ""
-    );
-}
+    let left = "ps --all --quiet --filter label=com.docker.stack.namespace=timber";
+    assert_eq!(docker(left), "");
 
-#[test]
-#[ignore = "needs Docker Engine and python3"]
-fn first_deployment_that_works_stays() {
-    let mut engine = Engine::claim();
-    ready(2);
-    docker("swarm init --advertise-addr 127.0.0.1");
     let (code, text) = thread::scope(|scope| {
         let roll_out = scope.spawn(|| roll_out("swarm timber-tutorial:2"));
         wait_for("the service", || {
@@ -267,65 +176,108 @@ fn first_deployment_that_works_stays() {
 }
 
 #[test]
-#[ignore = "needs Docker Engine, kubectl and python3"]
-fn invalid_input_changes_nothing() {
-    let kubernetes = "kubernetes timber-tutorial:2";
-    {
-        let _engine = Engine::claim();
-        ready(2);
-        for (arguments, message) in [
-            (
-                "frobnicate timber-tutorial:2",
-                "invalid choice: 'frobnicate'",
-            ),
-            ("swarm", "the following arguments are required: IMAGE"),
-            (
-                "swarm timber-tutorial:2",
-                "not a manager of a swarm: run `docker swarm init` first",
-            ),
-            (
-                "swarm timber-tutorial:2 --url localhost",
-                "invalid --url 'localhost': expected one such as http",
-            ),
-            (kubernetes, "needs --context and --namespace"),
-            (
-                &format!("{kubernetes} --context nowhere --namespace timber"),
-                "cannot roll out to nowhere, namespace timber: kubectl",
-            ),
-        ] {
-            let (code, text) = roll_out(arguments);
-            assert_eq!(code, 2, "{text}");
-            assert_parts(&text, &[message]);
-        }
-        let mut unreachable = Command::new("deploy/roll-out");
-        unreachable
-            .args(["swarm", "timber-tutorial:2"])
-            .current_dir(ROOT);
-        let unreachable = output(unreachable.env("DOCKER_HOST", "unix:///nowhere.sock"));
-        let text = String::from_utf8(unreachable.stderr).unwrap();
-        assert_eq!(unreachable.status.code(), Some(2), "{text}");
-        assert_parts(&text, &["Cannot connect to the Docker daemon"]);
-    }
-    let swarm = Swarm::deploy(&ready(2));
-    let before = docker(&format!("service inspect {SERVICE}"));
-    let (code, text) = roll_out("swarm timber-test:not-there");
-    assert_eq!(code, 2, "{text}");
-    assert_parts(&text, &["cannot find image timber-test:not-there: "]);
-    assert_eq!(docker(&format!("service inspect {SERVICE}")), before);
-
-    // The same tag for another image: nobody could go back.
-    let moved = Image("timber-test:moved".to_owned());
-    run("docker tag timber-tutorial:2 timber-test:moved");
-    let (code, text) = roll_out("swarm timber-test:moved");
-    assert_eq!(code, 0, "{text}");
-    run("docker tag timber-tutorial:1 timber-test:moved");
-    let (code, text) = roll_out(&format!("swarm {}", moved.0));
-    assert_eq!(code, 2, "{text}");
+#[ignore = "needs Docker Engine and python3; takes four minutes, so .ci/full runs it"]
+fn roll_out_is_also_taken_back_for_rare_reasons() {
+    let swarm = Swarm::deploy(&ready(1));
+    ready(2);
+    let wrong = release("wrong", "timber-tutorial:2", &revision_label("c0ffee"));
+    let (code, text) = roll_out(&format!("swarm {}", wrong.0));
+    assert_eq!(code, 1, "{text}");
     assert_parts(
         &text,
-        &["is running already as another image: give each release a tag of its own"],
+        &[
+            "serves revision unknown: expected c0ffee",
+            "timber-tutorial:1 serves again",
+            " 0 failed, 0 lost",
+        ],
     );
-    swarm.all_run(&moved.0, 3);
+    swarm.all_run("timber-tutorial:1", 3);
+
+    // A pipeline that is cancelled.
+    let roll_out_2 = Command::new("deploy/roll-out")
+        .args(["swarm", "timber-tutorial:2"])
+        .current_dir(ROOT)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("the rollout", || {
+        let service = docker(&format!("service inspect {SERVICE}"));
+        service.contains(r#""State": "updating""#).then_some(())
+    });
+    kill_process(Pid::from_child(&roll_out_2), Signal::TERM).unwrap();
+    let output = roll_out_2.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    println!("{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_parts(
+        &text,
+        &[
+            "FAILED: interrupted",
+            "timber-tutorial:1 serves again",
+            " 0 failed, 0 lost",
+        ],
+    );
+    swarm.all_run("timber-tutorial:1", 3);
+
+    // To a release that loses requests, and away from it: they are lost when its tasks stop.
+    let no_drain = release(
+        "no-drain",
+        &FAULTY,
+        "ENV TIMBER_RELEASE=no-drain TIMBER_FAULTS=no-drain",
+    );
+    let (code, text) = roll_out(&format!("swarm {}", no_drain.0));
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = roll_out("swarm timber-tutorial:2");
+    assert_eq!(code, 1, "{text}");
+    assert_parts(
+        &text,
+        &[
+            "FAILED: a request was lost: ",
+            "lost from release no-drain",
+            "serves again",
+        ],
+    );
+    swarm.all_run(&no_drain.0, 3);
+}
+
+#[test]
+#[ignore = "needs Docker Engine, kubectl and python3"]
+fn invalid_input_of_roll_out_is_reported() {
+    let kubernetes = "kubernetes timber-tutorial:2";
+    let _engine = Engine::claim();
+    ready(2);
+    for (arguments, message) in [
+        (
+            "frobnicate timber-tutorial:2",
+            "invalid choice: 'frobnicate'",
+        ),
+        ("swarm", "the following arguments are required: IMAGE"),
+        (
+            "swarm timber-tutorial:2",
+            "not a manager of a swarm: run `docker swarm init` first",
+        ),
+        (
+            "swarm timber-tutorial:2 --url localhost",
+            "invalid --url 'localhost': expected one such as http",
+        ),
+        (kubernetes, "needs --context and --namespace"),
+        (
+            &format!("{kubernetes} --context nowhere --namespace timber"),
+            "cannot roll out to nowhere, namespace timber: kubectl",
+        ),
+    ] {
+        let (code, text) = roll_out(arguments);
+        assert_eq!(code, 2, "{text}");
+        assert_parts(&text, &[message]);
+    }
+    let mut unreachable = Command::new("deploy/roll-out");
+    unreachable
+        .args(["swarm", "timber-tutorial:2"])
+        .current_dir(ROOT);
+    let unreachable = output(unreachable.env("DOCKER_HOST", "unix:///nowhere.sock"));
+    let text = String::from_utf8(unreachable.stderr).unwrap();
+    assert_eq!(unreachable.status.code(), Some(2), "{text}");
+    assert_parts(&text, &["Cannot connect to the Docker daemon"]);
 }
 
 #[test]
