@@ -120,6 +120,42 @@ fn drone_pipeline_rolls_a_change_out_and_takes_a_mistake_back() {
     releases_and_takes_back(run_drone);
 }
 
+/// act runs the workflow in one container. It copies the clone itself, in place of actions/checkout.
+#[test]
+#[ignore = "needs Docker Engine and act; takes five minutes"]
+fn github_workflow_tests_a_change() {
+    let clone = Clone::new();
+    clone.change(GREETING);
+    let runner = Image::new("act");
+    // What GitHub's machines have.
+    let dockerfile = "FROM rust:1.95-slim-trixie
+        RUN apt-get -q update && apt-get -qy install --no-install-recommends docker-cli docker-buildx nodejs python3";
+    clone.sh(&format!(
+        "echo '{dockerfile}' | docker build --quiet --label timber.test=true -t {} -",
+        runner.0
+    ));
+    let (passed, log) = run_logged(
+        Command::new("act")
+            .args([
+                "push",
+                "--workflows",
+                ".github/workflows/ci.yml",
+                "--pull=false",
+                "--rm",
+            ])
+            .args(["--platform", &format!("ubuntu-24.04={}", runner.0)])
+            .current_dir(clone.path()),
+    );
+    assert!(passed, "{log}");
+    for part in [
+        "test result: ok.",
+        "ok      exit code 0 after SIGTERM: expected 0",
+        "Job succeeded",
+    ] {
+        assert!(log.contains(part), "{part:?} is not in:\n{log}");
+    }
+}
+
 #[test]
 #[ignore = "needs Docker Engine"]
 fn pipeline_document_prints_what_it_shows() {
@@ -128,6 +164,30 @@ fn pipeline_document_prints_what_it_shows() {
     let _images = Images("timber-tutorial");
     ready(2);
     document::perform(&mut engine, "docs/pipeline.md", clone.path());
+}
+
+/// So the run of Drone's steps stands for both.
+#[test]
+fn woodpecker_runs_the_commands_of_drone() {
+    let steps = |file: &str| {
+        let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+        let pipeline: Value = serde_saphyr::from_str(&text).unwrap();
+        let steps = pipeline["steps"].as_array().unwrap().iter();
+        let text = |step: &Value| {
+            ["name", "image", "environment", "commands"]
+                .map(|key| step[key].to_string())
+                .join("\n")
+        };
+        steps.map(text).collect::<Vec<_>>()
+    };
+    let drone = steps(".drone.yml");
+    let drone: Vec<_> = drone
+        .iter()
+        .map(|step| step.replace("DRONE_COMMIT_SHA", "CI_COMMIT_SHA"))
+        // A step of Woodpecker cannot have the host's network.
+        .map(|step| step.replace("127.0.0.1:8080", "swarm.example:8080"))
+        .collect();
+    assert_eq!(steps(".woodpecker.yml"), drone);
 }
 
 /// Removes the images with this name whose tag is a commit.
