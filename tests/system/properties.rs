@@ -4,12 +4,13 @@
 mod invariants;
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hyper::header::{ACCEPT, HOST, HeaderName};
 use hyper::http::request::Parts;
 use proptest::prelude::*;
 use proptest::{collection::vec, sample::select};
+use timber::cli;
 use timber::faults::Faults;
 use timber::response::{PROMETHEUS, Response};
 
@@ -86,7 +87,8 @@ const FAULTS: [&str; 9] = [
     "exit=3@30s",
 ];
 
-/// What the probes and the metrics say of the faults.
+/// What the probes and the metrics say of the faults. Requests only advance the number that decides which
+/// of them fail.
 fn effects(faults: &Faults, start: Instant) -> [(u16, Vec<u8>); 3] {
     ["/healthz", "/readyz", "/metrics"].map(|path| {
         let response = faults.apply(Some(path), start, Response::ok(&PROMETHEUS, "text\n"));
@@ -141,10 +143,8 @@ proptest! {
 
     #[test]
     fn no_request_changes_a_fault(head in head(), names in vec(select(&FAULTS[..]), 0..4)) {
-        let mut faults = Faults::default();
-        for name in names {
-            faults.add(name, |_| Ok(Duration::from_secs(1))).unwrap();
-        }
+        let arguments: Vec<_> = names.iter().map(|name| format!("--fault={name}")).collect();
+        let faults = cli::parse(&arguments, &[]).expect("valid faults").1.faults;
         let start = Instant::now();
         let before = (faults.clone(), effects(&faults, start));
         let (route, response) = invariants::respond(&head);

@@ -221,7 +221,6 @@ fn cluster_document_prints_what_it_shows() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn lessons_print_what_they_show() {
-    swarm::compile_watch();
     let mut engine = Engine::claim();
     let _images = ["faulty", "sick", "abrupt"].map(|tag| Image(format!("timber-tutorial:{tag}")));
     ready(1);

@@ -149,7 +149,7 @@ fn github_workflow_tests_a_change() {
     assert!(passed, "{log}");
     for part in [
         "test result: ok.",
-        "ok      exit code 0 after SIGTERM: expected 0",
+        "ok      exit code: 0, expected 0",
         "Job succeeded",
     ] {
         assert!(log.contains(part), "{part:?} is not in:\n{log}");
@@ -319,10 +319,7 @@ fn run_drone(clone: &Clone, registry: &Registry) -> (bool, String) {
             container.args(["--env", &format!("{name}={value}")]);
         }
         if let Some(when) = step.get("when") {
-            assert_eq!(
-                (&when["branch"][0], &when["event"][0]),
-                (&"main".into(), &"push".into())
-            );
+            assert_eq!(when["branch"][0], "main");
         }
         let commands: Vec<_> = step["commands"]
             .as_array()

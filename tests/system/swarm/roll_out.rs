@@ -101,7 +101,7 @@ fn roll_out_verifies_a_release_and_takes_failed_ones_back() {
             "sick",
             &FAULTY,
             format!("{}\n{settings}", revision_label("f00")),
-            "release sick, revision unknown, responds with a 5xx status",
+            "release sick, revision unknown, responds with status 500",
         ),
     ] {
         let broken = release(name, base, &lines);
@@ -293,25 +293,25 @@ fn check_image_reports_each_broken_promise() {
             "root",
             good.as_str(),
             "USER 0:0",
-            "user 0:0: expected another than root",
+            "user: 0:0, expected any but root",
         ),
         (
             "two-files",
             &good,
             "COPY Dockerfile /",
-            "2 files: expected 1",
+            "files: 2, expected 1",
         ),
         (
             "stubborn",
             &FAULTY,
             "ENV TIMBER_FAULTS=ignore-sigterm",
-            "stops within 10.",
+            "seconds from SIGTERM to the end: 10.",
         ),
         (
             "exits-143",
             &FAULTY,
             "ENV TIMBER_FAULTS=no-drain",
-            "exit code 143 after SIGTERM: expected 0",
+            "exit code: 143, expected 0",
         ),
     ];
     for (name, base, lines, message) in cases {
@@ -329,13 +329,10 @@ fn check_image_reports_each_broken_promise() {
     }
     let (code, text) = check_image(&ready(1));
     assert_eq!(code, 1, "{text}");
-    assert_parts(
-        &text,
-        &["bytes: expected at most 890000", "files: expected 1"],
-    );
+    assert_parts(&text, &["FAILED  bytes: ", "FAILED  files: "]);
     let (code, text) = check_image("timber-test:not-there");
     assert_eq!(code, 2, "{text}");
-    assert_parts(&text, &["cannot find image timber-test:not-there"]);
+    assert_parts(&text, &["check-image: docker image: Error"]);
 }
 
 fn check_image(arguments: &str) -> (i32, String) {
