@@ -15,7 +15,7 @@ use crate::swarm::{Engine, Swarm, Watch, ready};
 use crate::{assert_no_loss, counts, document};
 
 /// What the test changes, as docs/pipeline.md tells its readers.
-const GREETING: (&str, &str, &str) = ("src/page.html", "This replica", "Hello from the pipeline");
+const GREETING: (&str, &str, &str) = ("src/page.html", "This replica", "Hello, pipeline");
 /// A setting that no container accepts. Neither the tests nor the gate can see that.
 const MISTAKE: (&str, &str, &str) = (
     "deploy/compose.yaml",
