@@ -240,9 +240,9 @@ impl Swarm {
         thread::sleep(AFTERMATH);
     }
 
-    /// Asserts that the tasks run the image that a registry has under this name.
+    /// Asserts that the tasks run this image, whose name in the service has a digest.
     #[allow(clippy::unused_self, reason = "as above")]
-    pub fn all_run_digest_of(&self, image: &str, replicas: usize) {
+    pub fn all_run_image(&self, image: &str, replicas: usize) {
         let id = docker(&format!("image inspect --format {{{{.Id}}}} {image}"));
         let ids: Vec<_> = self
             .tasks()
