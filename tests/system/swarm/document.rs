@@ -14,11 +14,12 @@ use crate::console::{self, Step};
 use crate::docker::ROOT;
 use crate::swarm::Engine;
 
-const LOOK: [&str; 10] = [
+const LOOK: [&str; 11] = [
     "docker service inspect",
     "docker service ps",
     "docker service ls",
     "docker stack services",
+    "docker events",
     "docker inspect",
     "docker logs",
     "docker ps",
