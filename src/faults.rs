@@ -36,7 +36,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 type ParseDuration = fn(&str) -> Result<Duration, &'static str>;
 
-/// Which faults the process has.
+/// The faults of the process.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
     /// As they are written in the setting.
@@ -151,7 +151,7 @@ impl Faults {
         }
     }
 
-    /// Returns whether SIGTERM has its default action. For process 1 of a container, that is none.
+    /// Returns whether SIGTERM has no handler. The kernel then discards it for process 1 of a container.
     pub fn ignores_sigterm(&self) -> bool {
         self.ignore_sigterm
     }
