@@ -41,15 +41,24 @@ fn revision_label(revision: &str) -> String {
     format!("LABEL org.opencontainers.image.revision={revision}")
 }
 
-/// Runs `deploy/roll-out`. Returns its exit code and its output.
 fn roll_out(arguments: &str) -> (i32, String) {
+    run_script("deploy/roll-out", arguments)
+}
+
+fn check_image(arguments: &str) -> (i32, String) {
+    run_script("deploy/check-image", arguments)
+}
+
+/// Returns the exit code and the output.
+fn run_script(script: &str, arguments: &str) -> (i32, String) {
+    let command_line = format!("{script} {arguments} 2>&1");
     let output = output(
         Command::new("sh")
-            .args(["-c", &format!("deploy/roll-out {arguments} 2>&1")])
+            .args(["-c", &command_line])
             .current_dir(ROOT),
     );
     let text = String::from_utf8(output.stdout).unwrap();
-    println!("$ deploy/roll-out {arguments}\n{text}");
+    println!("$ {script} {arguments}\n{text}");
     (output.status.code().unwrap(), text)
 }
 
@@ -333,16 +342,4 @@ fn check_image_reports_each_broken_promise() {
     let (code, text) = check_image("timber-test:not-there");
     assert_eq!(code, 2, "{text}");
     assert_parts(&text, &["check-image: docker image: Error"]);
-}
-
-fn check_image(arguments: &str) -> (i32, String) {
-    let command_line = format!("deploy/check-image {arguments} 2>&1");
-    let output = output(
-        Command::new("sh")
-            .args(["-c", &command_line])
-            .current_dir(ROOT),
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
-    println!("$ deploy/check-image {arguments}\n{text}");
-    (output.status.code().unwrap(), text)
 }
