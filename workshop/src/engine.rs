@@ -38,6 +38,14 @@ pub struct Engine {
     creating: TaskTracker,
 }
 
+/// What only `ready` asks for.
+pub struct Facts {
+    /// State of the engine in a swarm: `inactive`, `active`, …
+    pub swarm: String,
+    /// Where it stores images.
+    pub directory: Option<String>,
+}
+
 impl Engine {
     /// Connects to the engine at `DOCKER_HOST`, or at Docker's default socket.
     ///
@@ -94,6 +102,18 @@ impl Engine {
             own,
             network: OnceCell::new(),
             creating: TaskTracker::new(),
+        })
+    }
+
+    /// # Errors
+    /// The engine does not respond.
+    pub async fn facts(&self) -> Result<Facts> {
+        let info = self.docker.info().await;
+        let info = info.context("the engine has stopped responding")?;
+        let swarm = info.swarm.and_then(|swarm| swarm.local_node_state);
+        Ok(Facts {
+            swarm: swarm.map_or_else(|| "inactive".to_owned(), |state| state.to_string()),
+            directory: info.docker_root_dir,
         })
     }
 

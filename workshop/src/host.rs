@@ -73,6 +73,12 @@ pub fn memory_of_processes(id: &str) -> Option<f64> {
     found.then(|| number(kilobytes << 10))
 }
 
+/// Returns the free space that users can fill on the disk of a directory.
+pub fn free_bytes(directory: &str) -> Option<u64> {
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
 /// Returns 64 random bits.
 pub fn random() -> u64 {
     let mut bytes = [0; 8];

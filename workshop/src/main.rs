@@ -8,6 +8,7 @@ mod engine;
 mod figures;
 mod host;
 mod output;
+mod ready;
 mod results;
 mod signals;
 mod statistics;
@@ -40,10 +41,12 @@ enum Command {
     Show(output::Arguments),
     /// Send requests to a service during a rollout, and count lost requests
     Watch(watch::Arguments),
+    /// Check this machine before the talk in docs/talk.md, and say how to mend it
+    Ready,
 }
 
-/// Exit codes: 0 success; 1 a request was lost, an image failed, or a figure exceeds its limit or is
-/// worse than in the baseline; 2 error.
+/// Exit codes: 0 success; 1 a request was lost, an image failed, a figure exceeds its limit or is
+/// worse than in the baseline, or the machine is not ready; 2 error.
 fn main() -> ExitCode {
     let runtime = Runtime::new().expect("the runtime starts");
     let arguments = Arguments::command().bin_name(terminal::program());
@@ -63,5 +66,6 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Compare(arguments) => compare::run(arguments).await,
         Command::Show(arguments) => output::run(&arguments),
         Command::Watch(arguments) => watch::run(arguments).await,
+        Command::Ready => ready::run().await,
     }
 }

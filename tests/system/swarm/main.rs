@@ -1,5 +1,5 @@
-//! Deploys deploy/compose.yaml in a real engine, counts the requests that a rollout in a swarm loses,
-//! and types the commands of docs/cluster.md. Run `.ci/install`, then
+//! Deploys deploy/compose.yaml in a real engine, and counts the requests that a rollout in a swarm loses.
+//! Run `.ci/install`, then
 //! `cargo test --manifest-path tests/system/Cargo.toml --test swarm -- --ignored`. Port 8080 must be
 //! free and the engine must not be in a swarm. A test fails and names the program that is missing.
 //! The images are the existing ones, which the tests in `image` have built from this tree. Missing
@@ -19,10 +19,8 @@ mod docker;
 #[path = "../browser/chromium.rs"]
 mod chromium;
 
-#[allow(dead_code, reason = "tests/system/documents uses the rest")]
-#[path = "../documents/console.rs"]
-mod console;
-mod document;
+#[path = "../documents/clone.rs"]
+mod clone;
 #[allow(
     dead_code,
     reason = "a program of its own, included to be formatted and linted"
@@ -30,12 +28,13 @@ mod document;
 mod mesh;
 mod pipeline;
 mod roll_out;
+#[allow(dead_code, reason = "the tests of the documents use the rest")]
 mod swarm;
 
-use std::{env, fs, path::Path, thread, time::Duration};
+use std::{env, fs, thread, time::Duration};
 
 use chromium::Browser;
-use docker::{Image, ROOT, command, docker, inspect, run};
+use docker::{Image, command, docker, inspect, run};
 use serde_json::{Value, json};
 use swarm::{Engine, SERVICE, Swarm, Watch, ready, wait_for};
 
@@ -204,28 +203,6 @@ fn compose_applies_hardening() {
             config["StopTimeout"].as_u64().unwrap() * 1_000_000_000,
         );
     }
-}
-
-#[test]
-#[ignore = "needs Docker Engine, Compose 2 and kubectl"]
-fn cluster_document_prints_what_it_shows() {
-    // In a fresh clone, the watch would still be compiling while the update it watches takes place.
-    swarm::compile_watch();
-    let mut engine = Engine::claim();
-    let (_project, _broken) = (Project, Image("timber-tutorial:broken".to_owned()));
-    ready(1);
-    ready(2);
-    document::perform(&mut engine, "docs/cluster.md", Path::new(ROOT));
-}
-
-#[test]
-#[ignore = "needs Docker Engine"]
-fn lessons_print_what_they_show() {
-    let mut engine = Engine::claim();
-    let _images = ["faulty", "sick", "abrupt"].map(|tag| Image(format!("timber-tutorial:{tag}")));
-    ready(1);
-    ready(2);
-    document::perform(&mut engine, "docs/lessons.md", Path::new(ROOT));
 }
 
 fn image_name(release: usize) -> String {

@@ -9,10 +9,11 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::docker::{Image, ROOT, docker, edit, output};
+use crate::clone::Clone;
+use crate::docker::{Image, ROOT, edit, output};
 use crate::support::{exchange, get};
-use crate::swarm::{Engine, Swarm, Watch, ready};
-use crate::{assert_no_loss, counts, document};
+use crate::swarm::{Swarm, Watch, ready};
+use crate::{assert_no_loss, counts};
 
 /// What the test changes, as docs/pipeline.md tells its readers.
 const GREETING: (&str, &str, &str) = ("src/page.html", "This replica", "Hello, pipeline");
@@ -23,45 +24,7 @@ const MISTAKE: (&str, &str, &str) = (
     r#"TIMBER_WORKERS: "two""#,
 );
 
-/// A clone of the repository, with the changes that are not committed yet.
-struct Clone(TempDir);
-
 impl Clone {
-    fn new() -> Self {
-        let clone = Clone(tempfile::tempdir().unwrap());
-        let to = clone.path().display();
-        clone.sh(&format!(
-            "cd {ROOT} && git ls-files -z --cached --others --exclude-standard --deduplicate |
-                 xargs -0 cp --parents --no-dereference --preserve=mode --target-directory {to}"
-        ));
-        clone.sh("git init --quiet --initial-branch main
-             git config user.name test && git config user.email test@example.com
-             git remote add origin https://gitlab.example/timber/timber-tutorial.git");
-        clone.commit();
-        clone
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn sh(&self, script: &str) -> String {
-        let output = output(
-            Command::new("bash")
-                .args(["-euo", "pipefail", "-c", script])
-                .current_dir(self.path()),
-        );
-        let text = String::from_utf8(output.stdout).unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script}\n{text}{errors}");
-        text
-    }
-
-    fn commit(&self) {
-        self.sh("git add --all
-             git commit --quiet --message test");
-    }
-
     fn change(&self, (file, from, to): (&str, &str, &str)) {
         edit(&self.path().join(file), from, to);
         self.commit();
@@ -180,16 +143,6 @@ fn github_workflow_tests_a_change() {
     }
 }
 
-#[test]
-#[ignore = "needs Docker Engine"]
-fn pipeline_document_prints_what_it_shows() {
-    let clone = Clone::new();
-    let mut engine = Engine::claim();
-    let _images = Images("timber-tutorial");
-    ready(2);
-    document::perform(&mut engine, "docs/pipeline.md", clone.path());
-}
-
 /// So the run of Drone's steps stands for both.
 #[test]
 fn woodpecker_runs_the_commands_of_drone() {
@@ -212,19 +165,6 @@ fn woodpecker_runs_the_commands_of_drone() {
         .map(|step| step.replace("127.0.0.1:8080", "swarm.example:8080"))
         .collect();
     assert_eq!(steps(".woodpecker.yml"), drone);
-}
-
-/// Removes the images with this name whose tag is a commit.
-struct Images(&'static str);
-
-impl Drop for Images {
-    fn drop(&mut self) {
-        for tag in docker(&format!("images --format {{{{.Tag}}}} {}", self.0)).lines() {
-            if tag.len() == 40 {
-                drop(Image(format!("{}:{tag}", self.0)));
-            }
-        }
-    }
 }
 
 /// Returns the name of the image, and the revision that it serves.

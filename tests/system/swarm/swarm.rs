@@ -86,14 +86,13 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// # Panics
+    /// If the engine is in a swarm, which is somebody else's.
     pub fn claim() -> Self {
         let alone = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = docker("info --format {{.Swarm.LocalNodeState}}");
-        assert_eq!(
-            state.trim(),
-            "inactive",
-            "this test needs an engine that is not in a swarm"
-        );
+        if let Some(refusal) = Self::refusal() {
+            panic!("{refusal}");
+        }
         let bridge_was_there = docker("network ls --format {{.Name}}")
             .lines()
             .any(|name| name == "docker_gwbridge");
@@ -102,6 +101,15 @@ impl Engine {
             mesh: None,
             _alone: alone,
         }
+    }
+
+    /// Returns why no test may use the engine.
+    pub fn refusal() -> Option<String> {
+        let state = docker("info --format {{.Swarm.LocalNodeState}}");
+        (state.trim() != "inactive").then(|| {
+            let state = state.trim();
+            format!("this test needs an engine that is not in a swarm: it is {state}")
+        })
     }
 
     /// Starts a stand-in for the routing mesh if the kernel has none. Needs the service in the swarm.

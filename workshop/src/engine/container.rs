@@ -206,7 +206,7 @@ impl Engine {
                 Some(port)
                     if message.contains("already allocated") || message.contains("in use") =>
                 {
-                    anyhow!("port {port} of this machine is in use: choose another one")
+                    anyhow!("port {port} of this machine is in use: free it, or choose another one")
                 }
                 _ => anyhow!("cannot start the container: {message}"),
             }

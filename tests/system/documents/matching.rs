@@ -1,10 +1,6 @@
-//! Console sessions in documents: commands, and the output that the document shows for them.
+//! Compares the output of a command with what a page shows, and merges the two.
 //!
-//! A session is a fenced block marked `console`. A line that starts with `$ ` is a command, lines that
-//! start with `> ` continue it, and the lines below are its output. A block that starts with output
-//! continues the command that was left running in the foreground, and `^C` in it stops that command.
-//!
-//! Output is compared token by token. Some differences say nothing about whether a document is true:
+//! Output is compared token by token. Some differences say nothing about whether a page is true:
 //!
 //! - Spaces, numbers of two digits and more, identifiers (12 and more lowercase letters and digits),
 //!   months, and ages such as "4 seconds ago" are ignored.
@@ -13,9 +9,6 @@
 //!
 //! Numbers of one digit, HTTP statuses and exit codes must be equal, because they count replicas, name
 //! releases and tell errors. `…` stands for any text within a line, and alone on a line for any lines.
-
-use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
 
 /// Relative difference of sizes that does not matter. The tests in `image` hold the images to exact
 /// budgets; memory differs a little from run to run.
@@ -38,109 +31,7 @@ const SIZE_UNITS: [(&str, f64); 7] = [
     ("GiB", 1_073_741_824.0),
 ];
 
-/// One step of a session.
-#[derive(Debug, PartialEq)]
-pub struct Step {
-    /// Line number in the document, from 1.
-    pub line: usize,
-    /// The command, without its prompts. Empty if the block continues a foreground command.
-    pub command: String,
-    /// The output that the document shows.
-    pub shown: String,
-}
-
-/// Returns the steps of all sessions in a document. A block without a language is a session, too, if it
-/// begins with a command.
-///
-/// # Panics
-/// If a command is in another block, where no test would find it.
-pub fn steps(document: &str) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    let mut language: Option<&str> = None; // of the open block
-    let mut is_first = false;
-    let mut has_output = false;
-    for (index, text) in document.lines().enumerate() {
-        let line = index + 1;
-        if let Some(fence) = text.trim_start().strip_prefix("```") {
-            language = language.is_none().then_some(fence);
-            (is_first, has_output) = (true, false);
-            continue;
-        }
-        if language == Some("") && is_first && text.starts_with("$ ") {
-            language = Some("console");
-        }
-        if language != Some("console") {
-            assert!(
-                language.is_none() || !text.starts_with("$ "),
-                "line {line}: a command outside of a console block: {text}"
-            );
-            is_first = false;
-            continue;
-        }
-        if let Some(command) = text.strip_prefix("$ ") {
-            let (command, shown) = (command.to_owned(), String::new());
-            steps.push(Step {
-                line,
-                command,
-                shown,
-            });
-            has_output = false;
-        } else if is_first {
-            let (command, shown) = (String::new(), format!("{text}\n"));
-            steps.push(Step {
-                line,
-                command,
-                shown,
-            });
-            has_output = true;
-        } else {
-            let step = steps.last_mut().expect("a step precedes its output");
-            if !has_output && let Some(continued) = text.strip_prefix("> ") {
-                step.command.push('\n');
-                step.command += continued;
-            } else {
-                step.shown += text;
-                step.shown.push('\n');
-                has_output = true;
-            }
-        }
-        is_first = false;
-    }
-    steps
-}
-
-/// curl shows no progress on a terminal, which the tests do not have.
-const AS_ON_A_TERMINAL: &str = r#"
-    exec 2>&1
-    curl() { command curl --no-progress-meter "$@"; }
-"#;
-
-/// Returns bash with both outputs in one, as on a terminal, and nothing on standard input.
-pub fn bash(command: &str, directory: &Path) -> Command {
-    let mut bash = Command::new("bash");
-    bash.args(["-c", &format!("{AS_ON_A_TERMINAL}\n{command}")])
-        .current_dir(directory)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    bash
-}
-
-/// Runs a command to its end, but for at most `seconds`. Returns its output and its status.
-pub fn run(command: &str, directory: &Path, seconds: u64) -> (String, ExitStatus) {
-    let bash = bash(command, directory);
-    let mut timeout = Command::new("timeout");
-    timeout
-        .arg(seconds.to_string())
-        .arg(bash.get_program())
-        .args(bash.get_args())
-        .current_dir(directory)
-        .stdin(Stdio::null());
-    let output = timeout.output().expect("timeout and bash exist");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    (text, output.status)
-}
-
-/// Returns whether the output is what the document shows.
+/// Returns whether the output is what the page shows.
 pub fn is_shown(printed: &str, shown: &str) -> bool {
     let lines = |text: &str| text.trim_end().lines().map(tokens).collect::<Vec<_>>();
     matches(
@@ -184,7 +75,7 @@ fn is_similar(printed: &Token, shown: &Token) -> bool {
     }
 }
 
-/// Returns whether a time tells the same story as the one in the document. A busy machine may be five
+/// Returns whether a time tells the same story as the one in the page. A busy machine may be five
 /// times slower. Waits of several seconds that only one of the two shows are a difference.
 fn is_similar_time(printed: f64, shown: f64) -> bool {
     let (short, long) = (printed.min(shown), printed.max(shown));
@@ -207,6 +98,110 @@ fn matches<T>(
             .split_first()
             .is_some_and(|(head, tail)| fits(head, first) && matches(tail, rest, is_any, fits)),
     }
+}
+
+/// Any lines, or any words of a line.
+const ANY: &str = "…";
+
+/// Returns what the page should show for this output: the lines shown until now that are still printed,
+/// the printed ones instead of the others, and every `…`.
+pub fn merged(printed: &str, shown: &str) -> String {
+    let lines = |text| str::lines(text).collect::<Vec<_>>();
+    let lines = merge(&lines(shown), &lines(printed), &is_shown, &|old, new| {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let (old, new) = (words(old), words(new));
+        if !old.iter().any(|word| word == ANY) {
+            return new.join(" ");
+        }
+        let [old, new] =
+            [&old, &new].map(|words| words.iter().map(String::as_str).collect::<Vec<_>>());
+        let same = |printed: &str, shown: &str| printed == shown;
+        merge(&old, &new, &same, &|_, new| new.to_owned()).join(" ")
+    });
+    lines
+        .into_iter()
+        .flat_map(|line| [line, "\n".to_owned()])
+        .collect()
+}
+
+/// Keeps the longest sequence of members that fit. `replace` gets the old and the new member in the same
+/// place between them.
+fn merge(
+    shown: &[&str],
+    printed: &[&str],
+    fits: &dyn Fn(&str, &str) -> bool,
+    replace: &dyn Fn(&str, &str) -> String,
+) -> Vec<String> {
+    let mut result = Vec::new();
+    let (mut shown_from, mut printed_from) = (0, 0);
+    let mut pairs = longest_common(shown, printed, &|shown, printed| {
+        shown != ANY && fits(printed, shown)
+    });
+    pairs.push((shown.len(), printed.len()));
+    for (shown_to, printed_to) in pairs {
+        let old = &shown[shown_from..shown_to];
+        let new = &printed[printed_from..printed_to];
+        // Members of `new` that stand in the places before and after all `…`, which stand for the rest.
+        let anys = |member: &&str| *member == ANY;
+        let before = old
+            .iter()
+            .position(|member| anys(&member))
+            .unwrap_or(new.len());
+        let after = old
+            .iter()
+            .rev()
+            .position(|member| anys(&member))
+            .unwrap_or(0);
+        let before = before.min(new.len());
+        let after = after.min(new.len() - before);
+        let with_old = |index: usize| old.get(index).copied().unwrap_or("");
+        result.extend((0..before).map(|index| replace(with_old(index), new[index])));
+        if old.contains(&ANY) {
+            result.push(ANY.to_owned());
+        }
+        result.extend(
+            (new.len() - after..new.len())
+                .map(|index| replace(with_old(old.len() + index - new.len()), new[index])),
+        );
+        if shown_to < shown.len() {
+            result.push(shown[shown_to].to_owned());
+        }
+        (shown_from, printed_from) = (shown_to + 1, printed_to + 1);
+    }
+    result
+}
+
+/// Returns the indices of the members of a longest common subsequence.
+fn longest_common(
+    a: &[&str],
+    b: &[&str],
+    is_same: &dyn Fn(&str, &str) -> bool,
+) -> Vec<(usize, usize)> {
+    // length[i][j] is that of a[i..] and b[j..].
+    let mut length = vec![vec![0; b.len() + 1]; a.len() + 1];
+    let mut same = vec![vec![false; b.len()]; a.len()];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            same[i][j] = is_same(a[i], b[j]);
+            length[i][j] = if same[i][j] {
+                length[i + 1][j + 1] + 1
+            } else {
+                length[i + 1][j].max(length[i][j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut pairs) = (0, 0, Vec::new());
+    while i < a.len() && j < b.len() {
+        if same[i][j] {
+            pairs.push((i, j));
+            (i, j) = (i + 1, j + 1);
+        } else if length[i + 1][j] >= length[i][j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    pairs
 }
 
 fn tokens(line: &str) -> Vec<Token> {
@@ -317,25 +312,6 @@ fn time(word: &str) -> Option<f64> {
 }
 
 #[test]
-fn finds_commands_and_their_output() {
-    let text =
-        "Text\n```console\n$ a \\\n> b\n$ c\nd\n> e\n```\n```rust\nx\n```\n```console\n^Cf\n```\n";
-    let step = |line, command: &str, shown: &str| Step {
-        line,
-        command: command.to_owned(),
-        shown: shown.to_owned(),
-    };
-    assert_eq!(
-        steps(text),
-        [
-            step(3, "a \\\nb", ""),
-            step(5, "c", "d\n> e\n"),
-            step(13, "", "^Cf\n")
-        ]
-    );
-}
-
-#[test]
 fn ignores_only_irrelevant_differences() {
     for (printed, shown, is_same) in [
         ("a  b", "a b", true),
@@ -400,5 +376,34 @@ fn ignores_only_irrelevant_differences() {
             is_same,
             "{printed:?} and {shown:?}"
         );
+    }
+}
+
+#[test]
+fn merging_keeps_what_is_still_printed_and_what_is_omitted() {
+    for (printed, shown, expected) in [
+        // Varies by nature.
+        ("up 12 seconds\n", "up 9 seconds\n", "up 9 seconds\n"),
+        (
+            "one\nTWO\nthree\n",
+            "one\ntwo\nthree\n",
+            "one\nTWO\nthree\n",
+        ),
+        ("one\nnew\nthree\n", "one\nthree\n", "one\nnew\nthree\n"),
+        ("one\n", "one\nold\n", "one\n"),
+        ("a\nb\nc\n", "…\nC\n", "…\nc\n"),
+        ("a\nb\nc\n", "A\n…\n", "a\n…\n"),
+        ("a\nb\nc\n", "A\n…\nC\n", "a\n…\nc\n"),
+        ("x\ny\n", "…\n", "…\n"),
+        (
+            "release 2 on host one\n",
+            "release … on port one\n",
+            "release … on host one\n",
+        ),
+        ("\n", "x\n", "\n"),
+        ("", "x\n", ""),
+        ("a\n", "", "a\n"),
+    ] {
+        assert_eq!(merged(printed, shown), expected, "{printed:?} {shown:?}");
     }
 }

@@ -1,0 +1,136 @@
+//! `cargo workshop ready`: each line, and what is wrong when it says so.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tempfile::TempDir;
+
+const TOOL: &str = env!("CARGO_BIN_EXE_timber-workshop");
+
+/// One test at a time, because they use the same ports.
+fn engine() -> MutexGuard<'static, ()> {
+    static ENGINE: Mutex<()> = Mutex::new(());
+    ENGINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory with a program that looks like presenterm.
+fn presenterm() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("presenterm");
+    fs::write(&program, "#!/bin/sh\necho presenterm 0.16.1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// Returns the exit code and what is printed.
+fn ready(first_on_path: &Path, variables: &[(&str, &str)]) -> (i32, String) {
+    let path = format!(
+        "{}:{}",
+        first_on_path.display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = Command::new(TOOL)
+        .arg("ready")
+        .env("PATH", path)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    (output.status.code().unwrap(), text)
+}
+
+fn docker(line: &str) -> String {
+    let output = Command::new("docker")
+        .args(line.split(' '))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "docker {line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_prepared_machine_is_ready() {
+    let _engine = engine();
+    let before = docker("ps --all --quiet");
+    let (code, text) = ready(presenterm().path(), &[]);
+    for line in [
+        "?     terminal: the output is not a terminal",
+        "ok    presenterm: 0.16.1",
+        "ok    swarm: none yet",
+        "ok    timber-workshop:hug on port 8080: responds ",
+        "ok    timber-tutorial:1 on port 8081: responds ",
+        "ok    timber-tutorial:2 on port 8082: responds ",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+    assert_eq!((code, docker("ps --all --quiet")), (0, before));
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn a_port_in_use_a_missing_image_and_a_swarm_are_named() {
+    let _engine = engine();
+    let _port = TcpListener::bind("127.0.0.1:8081").unwrap();
+    docker("tag timber-tutorial:2 timber-test:ready");
+    docker("rmi --no-prune timber-tutorial:2");
+    docker("swarm init --advertise-addr 127.0.0.1");
+    let (code, text) = ready(presenterm().path(), &[]);
+    docker("swarm leave --force");
+    docker("tag timber-test:ready timber-tutorial:2");
+    docker("rmi --no-prune timber-test:ready");
+    for line in [
+        "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use",
+        "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -t timber-tutorial:2 -f Dockerfile.musl .\n",
+        "FAIL  swarm: this engine is in a swarm (active)\n      the talk creates its own.",
+        "ok    timber-workshop:hug on port 8080: responds ",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn a_missing_engine_and_an_old_presenterm_are_named() {
+    let directory = presenterm();
+    let old = "#!/bin/sh\necho presenterm 0.9.0\n";
+    fs::write(directory.path().join("presenterm"), old).unwrap();
+    let (code, text) = ready(directory.path(), &[("DOCKER_HOST", "unix:///no/socket")]);
+    for line in [
+        "FAIL  presenterm: \"presenterm 0.9.0\", expected 0.16 or later\n      cargo install presenterm --locked\n",
+        "FAIL  engine: no container engine responds at unix:///no/socket",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn a_small_terminal_is_named() {
+    for (size, line) in [
+        ("cols 79 rows 24", "FAIL  terminal: 79 columns, 24 lines"),
+        ("cols 80 rows 24", "ok    terminal: 80 columns, 24 lines"),
+    ] {
+        let output = Command::new("script")
+            .args([
+                "--quiet",
+                "--command",
+                &format!("stty {size}; {TOOL} ready"),
+                "/dev/null",
+            ])
+            .env("DOCKER_HOST", "unix:///no/socket")
+            .stdin(Stdio::null())
+            .output()
+            .expect("this test needs script of util-linux");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+}
