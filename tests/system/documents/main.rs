@@ -200,7 +200,8 @@ fn perform(document: &str, clone: &Path) {
         swarm::compile_watch();
     }
     let updates = env::var("UPDATE").is_ok_and(|update| update == "1");
-    let report = runner::perform(&page, clone, Some(&mut engine), updates).unwrap_or_else(fail);
+    let report = runner::perform(&page, clone, Some(&mut engine), updates)
+        .unwrap_or_else(|failure| panic!("{failure}"));
     for (section, duration) in &report.durations {
         println!("{:>5} s  {section}", duration.as_secs());
     }
@@ -221,10 +222,6 @@ fn perform(document: &str, clone: &Path) {
             places.collect::<Vec<_>>().join(", ")
         );
     }
-}
-
-fn fail<T>(failure: String) -> T {
-    panic!("{failure}");
 }
 
 /// README.md and all documents in docs.

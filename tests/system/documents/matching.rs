@@ -142,15 +142,15 @@ fn merge(
         let old = &shown[shown_from..shown_to];
         let new = &printed[printed_from..printed_to];
         // Members of `new` that stand in the places before and after all `…`, which stand for the rest.
-        let anys = |member: &&str| *member == ANY;
+        let is_any = |member: &&str| *member == ANY;
         let before = old
             .iter()
-            .position(|member| anys(&member))
+            .position(is_any)
             .unwrap_or(new.len());
         let after = old
             .iter()
             .rev()
-            .position(|member| anys(&member))
+            .position(is_any)
             .unwrap_or(0);
         let before = before.min(new.len());
         let after = after.min(new.len() - before);

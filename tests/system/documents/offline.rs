@@ -8,12 +8,12 @@ use std::process::Command;
 use crate::clone::Clone;
 use crate::docker::ROOT;
 use crate::page::{Page, Step};
+use crate::read_page;
 use crate::runner::{perform, type_in_order};
 use crate::swarm::Engine;
-use crate::{fail, read_page};
 
 /// Tells the test that it runs in the namespace, and in which clone.
-const CLONE: &str = "TIMBER_OFFLINE_CLONE";
+const CLONE: &str = "OFFLINE_CLONE";
 
 /// The first command on the machine without a network.
 const ARRIVAL: &str = "docker load";
@@ -47,7 +47,8 @@ fn the_talk_works_without_a_network() {
     {
         let mut engine = Engine::claim();
         let at_home = section(|steps, index| index < arrival(steps));
-        type_in_order(&at_home, clone.path(), Some(&mut engine)).unwrap_or_else(fail);
+        type_in_order(&at_home, clone.path(), Some(&mut engine))
+            .unwrap_or_else(|failure| panic!("{failure}"));
     }
     // The other instance of dockerd has images and a socket of its own.
     let inside = format!(
@@ -82,7 +83,7 @@ fn inside_the_namespace(clone: &Path) {
     );
     let mut engine = Engine::claim();
     let arrival = section(|steps, index| index >= arrival(steps));
-    type_in_order(&arrival, clone, Some(&mut engine)).unwrap_or_else(fail);
+    type_in_order(&arrival, clone, Some(&mut engine)).unwrap_or_else(|failure| panic!("{failure}"));
     let talk = read_page("docs/talk.md");
-    perform(&talk, clone, Some(&mut engine), false).unwrap_or_else(fail);
+    perform(&talk, clone, Some(&mut engine), false).unwrap_or_else(|failure| panic!("{failure}"));
 }

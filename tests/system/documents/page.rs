@@ -54,6 +54,7 @@ pub struct Step {
 
 /// How a test types a command.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of a comment")]
 pub struct How {
     pub is_background: bool,
     pub is_retried: bool,
@@ -138,7 +139,7 @@ impl Page {
                 page.steps.append(&mut steps);
                 index = end;
             } else if line.starts_with('#') || lines.get(index + 1).is_some_and(is_underline) {
-                section = line.trim_start_matches('#').trim().to_owned();
+                line.trim_start_matches('#').trim().clone_into(&mut section);
             }
             index += 1;
         }

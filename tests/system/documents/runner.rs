@@ -32,8 +32,8 @@ const LOOK: [&str; 16] = [
     "sleep ",
 ];
 
-/// Time for such a command to print what the page shows.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Time for such a command to print what the page shows, and for a service to be compiled first.
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Time for any command, which may have to compile.
 const TIMEOUT: Duration = Duration::from_mins(15);

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
 /// Environment variable of all processes that a run starts, and label of its containers.
-pub const RUN: &str = "TIMBER_PAGE";
+pub const RUN: &str = "PAGE_RUN";
 pub const LABEL: &str = "timber.page";
 
 /// curl shows no progress on a terminal, which tests do not have.
@@ -20,7 +20,7 @@ const PRELUDE: &str = r#"
     exec 2>&1
     curl() { command curl --no-progress-meter "$@"; }
     docker() {
-        case $1 in run | create) set -- "$1" --label "timber.page=$TIMBER_PAGE" "${@:2}" ;; esac
+        case $1 in run | create) set -- "$1" --label "timber.page=$PAGE_RUN" "${@:2}" ;; esac
         command docker "$@"
     }
     export -f curl docker
