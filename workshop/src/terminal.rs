@@ -7,9 +7,13 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::units::number;
 
-/// Returns the width of the terminal, or `None` without one.
+/// Returns the width of the terminal. Without one, such as on a slide, COLUMNS can set it.
 pub fn width(terminal: &Term) -> Option<u16> {
-    terminal.size_checked().map(|(_, columns)| columns)
+    let columns = || env::var("COLUMNS").ok()?.parse().ok();
+    terminal
+        .size_checked()
+        .map(|(_, columns)| columns)
+        .or_else(columns)
 }
 
 /// Returns how the tool was called: through cargo, or as a program in a container.
