@@ -143,15 +143,8 @@ fn merge(
         let new = &printed[printed_from..printed_to];
         // Members of `new` that stand in the places before and after all `…`, which stand for the rest.
         let is_any = |member: &&str| *member == ANY;
-        let before = old
-            .iter()
-            .position(is_any)
-            .unwrap_or(new.len());
-        let after = old
-            .iter()
-            .rev()
-            .position(is_any)
-            .unwrap_or(0);
+        let before = old.iter().position(is_any).unwrap_or(new.len());
+        let after = old.iter().rev().position(is_any).unwrap_or(0);
         let before = before.min(new.len());
         let after = after.min(new.len() - before);
         let with_old = |index: usize| old.get(index).copied().unwrap_or("");

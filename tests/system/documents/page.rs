@@ -5,8 +5,8 @@
 //! - A `console` block is a terminal session. A line that starts with `$ ` is a command, lines that start
 //!   with `> ` continue it, and the lines below are its output. A block that starts with output belongs to
 //!   the command that was left running, and `^C` in it stops that command.
-//! - A `bash +exec` block of a deck for presenterm is one command. The next `text` block of the section, if
-//!   there is one, shows its output.
+//! - A `bash +exec` block of a deck for presenterm is one command. The `text` blocks of the section show the
+//!   outputs, in the same order.
 //!
 //! Comments before a block say what a test needs to know, and no reader sees. Each concerns all commands of
 //! the block, or those that start as it says:
@@ -180,14 +180,15 @@ impl Page {
                 how: How::default(),
             }];
         }
-        if info == "text"
-            && let Some(step) = self.steps.last_mut()
-            && step.section == section
-            && step.shown_lines.is_empty()
-            && step.shown == ANY_OUTPUT
-        {
-            step.shown = joined(content);
-            step.shown_lines = block;
+        if info == "text" {
+            let of_section = |step: &&mut Step| step.section == section;
+            let mut steps = self.steps.iter_mut().filter(of_section);
+            let has_none =
+                |step: &&mut Step| step.shown_lines.is_empty() && step.shown == ANY_OUTPUT;
+            if let Some(step) = steps.find(has_none) {
+                step.shown = joined(content);
+                step.shown_lines = block;
+            }
         }
         Vec::new()
     }
@@ -299,14 +300,16 @@ mod tests {
     }
 
     #[test]
-    fn a_deck_shows_the_output_of_a_command_in_the_next_block() {
+    fn a_deck_shows_outputs_in_later_blocks() {
         let page = page(
-            "A\n===\n```bash +exec\none\ntwo\n```\n<!-- end_slide -->\n```text\noutput\n```\n```text\nother\n```\n",
+            "A\n===\n```bash +exec\none\ntwo\n```\n```bash +exec\nthree\n```\n<!-- end_slide -->\n```text\n1\n```\n```text\n2\n```\nB\n===\n```bash +exec\nfour\n```\n",
         );
-        let [step] = &*page.steps else {
-            panic!("{:?}", page.steps)
-        };
-        assert_eq!((&*step.command, &*step.shown), ("one\ntwo", "output\n"));
+        let steps = page.steps.iter();
+        let found: Vec<_> = steps.map(|step| (&*step.command, &*step.shown)).collect();
+        assert_eq!(
+            found,
+            [("one\ntwo", "1\n"), ("three", "2\n"), ("four", "…\n")]
+        );
     }
 
     #[test]
