@@ -38,12 +38,14 @@ pub struct Engine {
     creating: TaskTracker,
 }
 
-/// What only `ready` asks for.
+/// What `cargo workshop ready` asks an engine.
 pub struct Facts {
     /// State of the engine in a swarm: `inactive`, `active`, …
     pub swarm: String,
-    /// Where it stores images.
+    /// Directory of the engine's images.
     pub directory: Option<String>,
+    /// Names of all containers.
+    pub containers: Vec<String>,
 }
 
 impl Engine {
@@ -111,7 +113,15 @@ impl Engine {
         let info = self.docker.info().await;
         let info = info.context("the engine has stopped responding")?;
         let swarm = info.swarm.and_then(|swarm| swarm.local_node_state);
+        let all = ListContainersOptionsBuilder::new().all(true).build();
+        let containers = self.docker.list_containers(Some(all)).await?;
+        let names = containers
+            .into_iter()
+            .flat_map(|container| container.names.unwrap_or_default());
         Ok(Facts {
+            containers: names
+                .map(|name| name.trim_start_matches('/').to_owned())
+                .collect(),
             swarm: swarm.map_or_else(|| "inactive".to_owned(), |state| state.to_string()),
             directory: info.docker_root_dir,
         })

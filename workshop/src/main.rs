@@ -41,7 +41,7 @@ enum Command {
     Show(output::Arguments),
     /// Send requests to a service during a rollout, and count lost requests
     Watch(watch::Arguments),
-    /// Check this machine before the talk in docs/talk.md, and say how to mend it
+    /// Check whether this machine is ready for the talk in docs/talk.md, and say how to fix it
     Ready,
 }
 

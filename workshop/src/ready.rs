@@ -29,11 +29,14 @@ const LINES: u16 = 24;
 /// Layers of the images and of their builds.
 const DISK_BYTES: u64 = 2_000_000_000;
 
-/// The first version in which the slides were shown.
+/// Oldest version of presenterm with which the slides were tested.
 const PRESENTERM: (u32, u32) = (0, 16);
 
 /// Ports of the swarm in deploy/compose.yaml. The talk's other containers use the same ones.
 const PORTS: [u16; 3] = [8080, 8081, 8082];
+
+/// Names of the talk's containers.
+const CONTAINERS: [&str; 2] = ["python", "rust"];
 
 enum Finding {
     Good(String),
@@ -74,7 +77,7 @@ pub async fn run() -> Result<ExitCode> {
     match Engine::connect().await {
         Err(error) => say(
             "engine",
-            bad(format!("{error:#}"), "then run this command again"),
+            bad(format!("{error:#}"), "Then run cargo workshop ready again"),
         ),
         Ok(engine) => {
             let mut signals = Signals::new()?;
@@ -121,9 +124,21 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
             )
         },
     );
+    for name in CONTAINERS {
+        if facts.containers.iter().any(|container| container == name) {
+            let remedy = format!("the talk needs this name: docker rm --force {name}");
+            say("container", bad(format!("{name} exists"), remedy));
+        }
+    }
     say("disk", disk(facts.directory.as_deref()));
     if let Err(error) = engine.claim().await {
-        say("images", bad(format!("{error:#}"), "wait for its end"));
+        say(
+            "images",
+            bad(
+                format!("{error:#}"),
+                "wait until the other comparison has ended",
+            ),
+        );
         return Ok(());
     }
     for (image, port) in tutorial::IMAGES.iter().zip(PORTS) {

@@ -7,13 +7,11 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::units::number;
 
-/// Returns the width of the terminal. Without one, such as on a slide, COLUMNS can set it.
+/// Returns the width of the terminal. Without one, the variable `COLUMNS` can set it.
 pub fn width(terminal: &Term) -> Option<u16> {
     let columns = || env::var("COLUMNS").ok()?.parse().ok();
-    terminal
-        .size_checked()
-        .map(|(_, columns)| columns)
-        .or_else(columns)
+    let size = terminal.size_checked().map(|(_, columns)| columns);
+    size.or_else(columns).filter(|columns| *columns > 0)
 }
 
 /// Returns how the tool was called: through cargo, or as a program in a container.

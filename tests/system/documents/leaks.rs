@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::page::Page;
+use crate::page::{Page, Step};
 use crate::shell::{LABEL, RUN};
 
 /// What to list in a clone, and how.
@@ -48,7 +48,7 @@ impl Snapshot {
         let mut all = BTreeSet::new();
         let engine = if has_engine { &ENGINE[..] } else { &[] };
         for (kind, list) in CLONE.iter().chain(engine) {
-            let lines = lines(list, clone);
+            let lines = lines(list, clone).unwrap_or_else(|output| panic!("{list}: {output:?}"));
             all.extend(lines.into_iter().map(|line| format!("{kind} {line}")));
         }
         let processes = processes(run).filter(|(pid, _)| Some(*pid) != shell);
@@ -56,17 +56,21 @@ impl Snapshot {
         Snapshot(all)
     }
 
-    /// Returns what has come, and what is gone, since another snapshot. The images that the page says it
-    /// builds may stay, and a container if a comment says so.
+    /// Returns what was added and removed since another snapshot. The images that the page names may stay, and
+    /// as many containers as comments say.
     pub fn since(&self, earlier: &Snapshot, page: &Page) -> Vec<String> {
         let built = built(page);
-        let leaves_container = page.steps.iter().any(|step| step.how.leaves_container);
-        let stays = |line: &&String| match line.split_once(' ') {
+        let is_left = |step: &&Step| step.how.leaves_container;
+        let mut containers = page.steps.iter().filter(is_left).count();
+        let is_unexpected = |line: &&String| match line.split_once(' ') {
             Some(("image", name)) => !built.contains(name),
-            Some(("container", _)) => !leaves_container,
+            Some(("container", _)) if containers > 0 => {
+                containers -= 1;
+                false
+            }
             _ => true,
         };
-        let left = self.0.difference(&earlier.0).filter(stays);
+        let left = self.0.difference(&earlier.0).filter(is_unexpected);
         let gone = earlier.0.difference(&self.0);
         left.map(|line| format!("left behind: {line}"))
             .chain(gone.map(|line| format!("gone: {line}")))
@@ -92,14 +96,18 @@ fn built(page: &Page) -> BTreeSet<String> {
         .collect()
 }
 
-fn lines(command: &str, directory: &Path) -> Vec<String> {
+/// Returns the lines that a command prints, or everything about it if it fails.
+fn lines(command: &str, directory: &Path) -> Result<Vec<String>, Output> {
     let output = Command::new("bash")
-        .args(["-c", command])
+        .args(["-o", "pipefail", "-c", command])
         .current_dir(directory)
         .output()
         .expect("bash exists");
+    if !output.status.success() {
+        return Err(output);
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().map(str::to_owned).collect()
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// The processes of a run, by an environment variable that they have inherited.
@@ -125,7 +133,7 @@ pub fn remove(run: &str) {
     let containers = format!(
         "docker ps --all --quiet --filter label={LABEL}={run} | xargs -r docker rm --force --volumes"
     );
-    lines(&containers, Path::new("/"));
+    _ = lines(&containers, Path::new("/"));
     for (pid, _) in processes(run) {
         _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
     }

@@ -1,8 +1,9 @@
 //! Types the commands of the documents, and compares the output with what the documents show. Run
 //! `.ci/install`, then, as root,
-//! `cargo test --manifest-path tests/system/Cargo.toml --test documents -- --ignored`. The ports 8000
-//! and 8080 must be free, and the engine must not be in a swarm. Without `--ignored`, the tests only check
-//! that every command is accounted for.
+//! `cargo test --manifest-path tests/system/Cargo.toml --test documents -- --ignored`. The ports 8000,
+//! 8080 to 8082 and 8090 must be free, and the engine must not be in a swarm. The talk in presenterm needs what
+//! `FULL=yes .ci/install` installs. Without `--ignored`, the tests only check that every command is accounted
+//! for.
 //!
 //! With `UPDATE=1`, the documents get the outputs of this run where these differ by more than what varies by
 //! nature. Exit codes are not updated.
@@ -65,7 +66,7 @@ fn every_command_of_the_documents_is_accounted_for() {
                 .filter(is_unknown)
                 .map(|step| format!("{document}:{}: $ {}", step.line, step.command)),
         );
-        for step in steps.filter(|step| step.how.needs_cluster()) {
+        for step in steps.filter(|step| step.how.needs_cluster) {
             assert_eq!(
                 step.shown, "",
                 "{document}:{}: output of a command that no test types",
@@ -125,12 +126,6 @@ fn readme_prints_what_it_shows() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn tutorial_prints_what_it_shows() {
-    // `docker images` shows the two images of the tutorial, not those of other tests and documents.
-    for tag in docker::docker("images --format {{.Tag}} timber-tutorial").lines() {
-        if !["1", "2"].contains(&tag) {
-            docker::docker(&format!("rmi --no-prune timber-tutorial:{tag}"));
-        }
-    }
     perform("docs/tutorial.md", Clone::new().path());
 }
 
@@ -169,34 +164,52 @@ fn talk_prints_what_it_shows() {
 fn talk_fits_on_its_slides() {
     let page = read_page("docs/talk.md");
     let mut engine = Engine::claim();
-    ready(1);
-    ready(2);
+    prepare_talk();
     swarm::compile_watch();
     let mut wrong = stage::show(&page, &mut engine, 80, 24);
     wrong.extend(stage::show(&page, &mut engine, 120, 40));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Types the commands of a document in a clone.
+/// Builds the images that the presenter builds the day before.
+fn prepare_talk() {
+    let page = read_page("docs/talk.md");
+    let commands = page.steps.iter().map(|step| &step.command);
+    for build in commands.filter(|command| command.starts_with("docker build ")) {
+        docker::build(build, ROOT);
+    }
+}
+
+/// Types the commands of a document. `clone` is a clone of the repository, or the repository itself, where the
+/// tool is compiled already.
 fn perform(document: &str, clone: &Path) {
     let page = read_page(document);
     let mut engine = Engine::claim();
-    for port in [8000, 8080, 8090] {
+    for port in [8000, 8080, 8081, 8082, 8090] {
         assert!(
             std::net::TcpListener::bind(("::", port)).is_ok(),
             "port {port} is in use"
         );
     }
-    if document != "README.md" {
-        ready(1);
-        ready(2);
+    match document {
+        "README.md" => {}
+        "docs/talk.md" => prepare_talk(),
+        "docs/tutorial.md" => {
+            // `docker images` shows the two images of the tutorial, and no others.
+            for tag in docker::docker("images --format {{.Tag}} timber-tutorial").lines() {
+                if !["1", "2"].contains(&tag) {
+                    docker::docker(&format!("rmi --no-prune timber-tutorial:{tag}"));
+                }
+            }
+        }
+        _ => _ = (ready(1), ready(2)),
     }
     if page
         .steps
         .iter()
         .any(|step| step.command.contains("cargo workshop"))
     {
-        // While it compiles, what it is to watch would go on.
+        // Before the page, or the rollout is over before the watch starts.
         swarm::compile_watch();
     }
     let updates = env::var("UPDATE").is_ok_and(|update| update == "1");
@@ -215,8 +228,8 @@ fn perform(document: &str, clone: &Path) {
         .unwrap();
         let places = report
             .outputs
-            .iter()
-            .map(|(step, _)| page.steps[*step].line.to_string());
+            .keys()
+            .map(|step| page.steps[*step].line.to_string());
         println!(
             "{document}: new outputs at lines {}: see git diff",
             places.collect::<Vec<_>>().join(", ")

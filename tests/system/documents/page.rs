@@ -8,8 +8,9 @@
 //! - A `bash +exec` block of a deck for presenterm is one command. The `text` blocks of the section show the
 //!   outputs, in the same order.
 //!
-//! Comments before a block say what a test needs to know, and no reader sees. Each concerns all commands of
-//! the block, or those that start as it says:
+//! Comments before a block tell the test how to type its commands. They are not rendered, and presenterm
+//! ignores them because of the two slashes. Each applies to all commands of the block, or to those that
+//! start with the given text:
 //!
 //! ```text
 //! <!-- // test: background -->
@@ -27,6 +28,7 @@
 //! | `kubernetes` | it needs a cluster that tests do not have; the page shows no output |
 //! | `skip (REASON)` | no test types it |
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The text of a page and its commands.
@@ -61,18 +63,10 @@ pub struct How {
     pub cleans_up: bool,
     pub leaves_container: bool,
     pub exit: i32,
+    pub needs_cluster: bool,
     /// Why no test types the command.
     pub skipped: Option<String>,
 }
-
-impl How {
-    pub fn needs_cluster(&self) -> bool {
-        self.skipped.as_deref() == Some(CLUSTER)
-    }
-}
-
-/// Why no test types a command for Kubernetes.
-const CLUSTER: &str = "needs a Kubernetes cluster";
 
 /// What a test expects where a page omits output.
 const ANY_OUTPUT: &str = "…\n";
@@ -86,7 +80,10 @@ impl Step {
             "any output" => ANY_OUTPUT.clone_into(&mut self.shown),
             "clean up" => how.cleans_up = true,
             "leaves a container" => how.leaves_container = true,
-            "kubernetes" => how.skipped = Some(CLUSTER.to_owned()),
+            "kubernetes" => {
+                how.needs_cluster = true;
+                how.skipped = Some("needs a Kubernetes cluster".to_owned());
+            }
             _ => {
                 let exit = word.strip_prefix("exit ").map(str::parse);
                 let reason = word
@@ -170,7 +167,7 @@ impl Page {
                 self.name
             );
         }
-        if info.starts_with("bash +exec") || info.starts_with("bash +pty") {
+        if info.starts_with("bash +exec") {
             return vec![Step {
                 line: block.start + 1,
                 section: section.to_owned(),
@@ -193,8 +190,8 @@ impl Page {
         Vec::new()
     }
 
-    /// Returns the text with other outputs, which are given by the index of the step.
-    pub fn with_outputs(&self, outputs: &[(usize, String)]) -> String {
+    /// Returns the text with other outputs, by the index of their steps.
+    pub fn with_outputs(&self, outputs: &BTreeMap<usize, String>) -> String {
         let mut lines: Vec<&str> = self.text.lines().collect();
         // From the end, so that the earlier line numbers stay valid.
         for (step, output) in outputs.iter().rev() {
@@ -350,7 +347,8 @@ mod tests {
     #[test]
     fn outputs_are_replaced_in_place() {
         let page = page("```console\n$ a\n1\n2\n$ b\n$ c\n3\n```\nend\n");
-        let outputs = [(0, "x\n".to_owned()), (1, "y\nz\n".to_owned())];
+        // The first one is that of a command in the background, which ended last.
+        let outputs = [(1, "y\nz\n".to_owned()), (0, "x\n".to_owned())].into();
         assert_eq!(
             page.with_outputs(&outputs),
             "```console\n$ a\nx\n$ b\ny\nz\n$ c\n3\n```\nend\n"

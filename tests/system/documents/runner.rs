@@ -1,7 +1,8 @@
 //! Types the commands of a page, in order and in one shell, and compares what they print with what the page
 //! shows. At the end, nothing may be left behind.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::shell::{Background, Outcome, Shell};
 use crate::swarm::Engine;
 
 /// Commands that only look are repeated until they print what the page shows, as a reader would.
-const LOOK: [&str; 16] = [
+const LOOK: [&str; 15] = [
     "curl ",
     "docker compose -f deploy/compose.yaml ps",
     "docker events",
@@ -29,7 +30,6 @@ const LOOK: [&str; 16] = [
     "docker top",
     "docker wait",
     "nsenter ",
-    "sleep ",
 ];
 
 /// Time for such a command to print what the page shows, and for a service to be compiled first.
@@ -46,7 +46,7 @@ const HEAD_START: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub struct Report {
     /// Other outputs than the page shows, by the index of the step.
-    pub outputs: Vec<(usize, String)>,
+    pub outputs: BTreeMap<usize, String>,
     /// Sections of the page with commands, and how long these took.
     pub durations: Vec<(String, Duration)>,
 }
@@ -68,7 +68,7 @@ pub fn perform(
     let before = Snapshot::take(clone, &run, None, has_engine);
     let mut session = Session::start(page, clone, &run, engine);
     session.accepts_outputs = accepts_outputs;
-    let result = session.type_all();
+    let result = session.type_or_clean_up();
     let report = std::mem::take(&mut session.report);
     let left = Snapshot::take(clone, &run, Some(session.shell.pid()), has_engine);
     let left = left.since(&before, page);
@@ -86,7 +86,7 @@ pub fn perform(
 /// # Errors
 /// Says which command printed something else or had another exit code.
 pub fn type_in_order(page: &Page, clone: &Path, engine: Option<&mut Engine>) -> Result<(), String> {
-    Session::start(page, clone, &name_of_run(), engine).type_all()
+    Session::start(page, clone, &name_of_run(), engine).type_or_clean_up()
 }
 
 /// Returns the value of [`crate::shell::RUN`] for a run.
@@ -98,6 +98,7 @@ fn name_of_run() -> String {
 
 struct Session<'a> {
     page: &'a Page,
+    clone: PathBuf,
     run: &'a str,
     shell: Shell,
     /// Commands that are running, by the index of their step.
@@ -111,6 +112,7 @@ impl<'a> Session<'a> {
     fn start(page: &'a Page, clone: &Path, run: &'a str, engine: Option<&'a mut Engine>) -> Self {
         Session {
             page,
+            clone: clone.to_owned(),
             run,
             shell: Shell::start(clone, run),
             backgrounds: Vec::new(),
@@ -120,7 +122,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn type_all(&mut self) -> Result<(), String> {
+    fn type_or_clean_up(&mut self) -> Result<(), String> {
+        let mut next = 0;
+        let result = self.type_all(&mut next);
+        if result.is_err() {
+            self.clean_up(next);
+        }
+        result
+    }
+
+    /// `next` is the index of the step after the one that was typed last.
+    fn type_all(&mut self, next: &mut usize) -> Result<(), String> {
         let mut section = String::new();
         let mut begin = Instant::now();
         for (index, step) in self.page.steps.iter().enumerate() {
@@ -133,10 +145,8 @@ impl<'a> Session<'a> {
                 println!("{}: not typed, {reason}", self.place(index));
                 continue;
             }
-            if let Err(failure) = self.type_in(index) {
-                self.clean_up(index + 1);
-                return Err(failure);
-            }
+            *next = index + 1;
+            self.type_in(index)?;
         }
         self.end_section(&section, begin)
     }
@@ -207,7 +217,7 @@ impl<'a> Session<'a> {
     /// Starts a command in a terminal of its own, and waits until it has printed what the page shows.
     fn start_in_background(&mut self, index: usize) -> Result<(), String> {
         let step = &self.page.steps[index];
-        let directory = self.shell.type_in("pwd", HEAD_START).printed;
+        let directory = self.shell.type_in("pwd", TIMEOUT).printed;
         let mut background =
             Background::start(&step.command, Path::new(directory.trim_end()), self.run);
         if self.is_stopped_by_page(index) && !step.shown.is_empty() {
@@ -274,7 +284,7 @@ impl<'a> Session<'a> {
             }
             None => {
                 return Err(format!(
-                    "{}\n{printed}no end after {TIMEOUT:?}, or the shell has ended",
+                    "{}\n{printed}no end after {TIMEOUT:?}, or the command has ended the shell",
                     self.place(index)
                 ));
             }
@@ -283,7 +293,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         if self.accepts_outputs {
-            self.report.outputs.push((index, merged(printed, shown)));
+            self.report.outputs.insert(index, merged(printed, shown));
             return Ok(());
         }
         Err(self.difference(index, printed, shown))
@@ -291,7 +301,7 @@ impl<'a> Session<'a> {
 
     fn difference(&self, index: usize, printed: &str, shown: &str) -> String {
         format!(
-            "{}\n{printed}\n{} shows:\n{shown}",
+            "{}\nprinted:\n{printed}\n{} shows:\n{shown}",
             self.place(index),
             self.page.name
         )
@@ -307,6 +317,8 @@ impl<'a> Session<'a> {
     /// be nothing to clean up yet.
     fn clean_up(&mut self, from: usize) {
         self.backgrounds.clear();
+        // The command that failed may still occupy the shell.
+        self.shell = Shell::start(&self.clone, self.run);
         if let Some(engine) = &mut self.engine {
             engine.drop_mesh();
         }

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-/// Environment variable of all processes that a run starts, and label of its containers.
+/// Environment variable of all processes that a run starts. Not TIMBER_…, because the service refuses settings
+/// that it does not know.
 pub const RUN: &str = "PAGE_RUN";
-pub const LABEL: &str = "timber.page";
+/// Label of its containers.
+pub const LABEL: &str = "timber.page"; // also in PRELUDE
 
 /// curl shows no progress on a terminal, which tests do not have.
 const PRELUDE: &str = r#"
@@ -171,10 +173,12 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        // Clients of Docker stop their container.
-        self.interrupt();
-        self.end(Duration::from_secs(15));
-        end(&mut self.child);
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // Clients of Docker stop their container.
+            self.interrupt();
+            self.end(Duration::from_secs(15));
+            end(&mut self.child);
+        }
     }
 }
 

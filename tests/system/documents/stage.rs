@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::docker::{ROOT, docker};
+use crate::docker::ROOT;
 use crate::matching::is_shown;
 use crate::page::Page;
 use crate::swarm::Engine;
@@ -31,6 +31,7 @@ pub fn slides(page: &Page) -> Vec<&str> {
 pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<String> {
     let slides = slides(page);
     assert!(slides.len() < MAX_SLIDES, "{} slides", slides.len() + 1);
+    let _left = Left;
     let terminal = Terminal::start(columns, lines);
     let (mut wrong, mut seen) = (Vec::new(), String::new());
     let title = page
@@ -48,6 +49,9 @@ pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<S
             if blocks > 0 {
                 terminal.press("Right");
             }
+            if part.contains("docker stack rm") {
+                engine.drop_mesh();
+            }
             let here = part.matches("```bash +exec").count();
             blocks += here;
             if here > 0 {
@@ -60,19 +64,18 @@ pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<S
                     screen.matches("[finished").count() == blocks
                 });
                 engine.need_mesh();
-                let services = "service ls --filter name=timber_timber --format {{.Replicas}}";
-                while docker(services).trim() != "3/3" {
-                    thread::sleep(Duration::from_secs(1));
-                }
-            }
-            if part.contains("docker stack rm") {
-                engine.drop_mesh();
             }
         }
         let screen = terminal.wait_for(title, |screen| {
             screen.matches("[finished").count() == blocks
         });
         seen += &screen;
+        let failures = screen.matches("[finished with error]").count();
+        if failures != slide.matches("+expect:failure").count() {
+            wrong.push(format!(
+                "{columns}x{lines}, slide {title:?}: {failures} failures"
+            ));
+        }
         wrong.extend(
             missing(page, slide, &screen)
                 .into_iter()
@@ -114,6 +117,17 @@ fn missing(page: &Page, slide: &str, screen: &str) -> Vec<String> {
     missing.map(|line| (*line).to_owned()).collect()
 }
 
+/// What the slides before "Clean up" start. Removed when dropped, if a slide failed.
+struct Left;
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        for remove in ["rm --force python rust", "rmi timber-tutorial:broken"] {
+            _ = Command::new("docker").args(remove.split(' ')).output();
+        }
+    }
+}
+
 /// A terminal of tmux with the deck in it. Ends both when dropped.
 struct Terminal {
     socket: String,
@@ -124,6 +138,8 @@ impl Terminal {
         let terminal = Terminal {
             socket: format!("timber-{}", std::process::id()),
         };
+        let version = Command::new("presenterm").arg("--version").output();
+        version.expect("this test needs presenterm");
         let (columns, lines) = (columns.to_string(), lines.to_string());
         terminal.tmux(&[
             "-f",

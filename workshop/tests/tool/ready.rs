@@ -56,6 +56,34 @@ fn docker(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// What makes a machine not ready. Undone when dropped.
+struct Changes;
+
+impl Changes {
+    fn make() -> Self {
+        docker("tag timber-tutorial:2 timber-ready:kept");
+        let changes = Changes;
+        docker("rmi --no-prune timber-tutorial:2");
+        docker("create --label timber.test=true --name rust timber-ready:kept");
+        docker("swarm init --advertise-addr 127.0.0.1");
+        changes
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        for undo in [
+            "swarm leave --force",
+            "network rm docker_gwbridge",
+            "rm --force rust",
+            "tag timber-ready:kept timber-tutorial:2",
+            "rmi --no-prune timber-ready:kept",
+        ] {
+            _ = Command::new("docker").args(undo.split(' ')).output();
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_prepared_machine_is_ready() {
@@ -80,17 +108,14 @@ fn a_prepared_machine_is_ready() {
 fn a_port_in_use_a_missing_image_and_a_swarm_are_named() {
     let _engine = engine();
     let _port = TcpListener::bind("127.0.0.1:8081").unwrap();
-    docker("tag timber-tutorial:2 timber-test:ready");
-    docker("rmi --no-prune timber-tutorial:2");
-    docker("swarm init --advertise-addr 127.0.0.1");
+    let changes = Changes::make();
     let (code, text) = ready(presenterm().path(), &[]);
-    docker("swarm leave --force");
-    docker("tag timber-test:ready timber-tutorial:2");
-    docker("rmi --no-prune timber-test:ready");
+    drop(changes);
     for line in [
         "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use",
         "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -t timber-tutorial:2 -f Dockerfile.musl .\n",
         "FAIL  swarm: this engine is in a swarm (active)\n      the talk creates its own.",
+        "FAIL  container: rust exists\n      the talk needs this name: docker rm --force rust\n",
         "ok    timber-workshop:hug on port 8080: responds ",
     ] {
         assert!(text.contains(line), "{line:?} is not in:\n{text}");
