@@ -117,7 +117,12 @@ impl Page {
         };
         let mut section = String::new();
         let mut comments: Vec<(usize, &str)> = Vec::new();
-        let mut index = 0;
+        let has_front_matter = lines.first() == Some(&"---");
+        let front_matter = lines.iter().skip(1).position(|line| *line == "---");
+        let mut index = match front_matter {
+            Some(end) if has_front_matter => end + 2,
+            _ => 0,
+        };
         while index < lines.len() {
             let line = lines[index];
             if let Some(comment) = line.strip_prefix(COMMENT) {
@@ -299,7 +304,7 @@ mod tests {
     #[test]
     fn a_deck_shows_outputs_in_later_blocks() {
         let page = page(
-            "A\n===\n```bash +exec\none\ntwo\n```\n```bash +exec\nthree\n```\n<!-- end_slide -->\n```text\n1\n```\n```text\n2\n```\nB\n===\n```bash +exec\nfour\n```\n",
+            "---\ntitle: x\n---\nA\n===\n```bash +exec\none\ntwo\n```\n```bash +exec\nthree\n```\n<!-- end_slide -->\n```text\n1\n```\n```text\n2\n```\nB\n===\n```bash +exec\nfour\n```\n",
         );
         let steps = page.steps.iter();
         let found: Vec<_> = steps.map(|step| (&*step.command, &*step.shown)).collect();
