@@ -73,7 +73,7 @@ pub async fn run() -> Result<ExitCode> {
         println!("{}", clean_lines(&line));
     };
     say("terminal", terminal());
-    say("presenterm", presenterm());
+    say("presenterm", presenterm(OsStr::new("presenterm")));
     match Engine::connect().await {
         Err(error) => say(
             "engine",
@@ -200,13 +200,10 @@ async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
 }
 
 fn disk(directory: Option<&str>) -> Finding {
-    // The root of a container is on the engine's disk.
-    let directory = if host::is_container() {
-        Some("/")
-    } else {
-        directory
-    };
-    let Some(free) = directory.and_then(host::free_bytes) else {
+    // From a container, the directory is not visible, but the container's own root is on the same disk.
+    let root = host::is_container().then(|| host::free_bytes("/"));
+    let free = directory.and_then(host::free_bytes).or(root.flatten());
+    let Some(free) = free else {
         return Unknown("the engine's disk is not visible from here".to_owned());
     };
     let text = format!("{} free", Unit::Bytes.write(number(free)));
@@ -238,18 +235,14 @@ fn terminal() -> Finding {
     }
 }
 
-fn presenterm() -> Finding {
-    if host::is_container() {
-        return Unknown("not visible from a container".to_owned());
-    }
-    presenterm_version(OsStr::new("presenterm"))
-}
-
-fn presenterm_version(program: &OsStr) -> Finding {
+fn presenterm(program: &OsStr) -> Finding {
     let (major, minor) = PRESENTERM;
     let install = "cargo install presenterm --locked";
     let output = match Command::new(program).arg("--version").output() {
         Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound && host::is_container() => {
+            return Unknown("not found in this container".to_owned());
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return bad("not found on PATH", install);
         }
@@ -274,14 +267,14 @@ fn presenterm_version(program: &OsStr) -> Finding {
 mod tests {
     use std::{ffi::OsStr, fs, os::unix::fs::PermissionsExt as _};
 
-    use super::{Finding, presenterm_version};
+    use super::{Finding, presenterm};
 
     fn finding(output: &str) -> Result<String, String> {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("presenterm");
         fs::write(&program, format!("#!/bin/sh\necho '{output}'\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        found(presenterm_version(program.as_os_str()))
+        found(presenterm(program.as_os_str()))
     }
 
     fn found(finding: Finding) -> Result<String, String> {
@@ -298,7 +291,7 @@ mod tests {
         assert_eq!(finding("presenterm 1.0.0"), Ok("1.0.0".to_owned()));
         assert!(finding("presenterm 0.9.0").is_err());
         assert!(finding("usage").unwrap_err().contains("0.16 or later"));
-        let missing = presenterm_version(OsStr::new("/no/presenterm"));
-        assert_eq!(found(missing), Err("not found on PATH".to_owned()));
+        let missing = presenterm(OsStr::new("/no/presenterm"));
+        assert!(found(missing).unwrap_err().starts_with("not found "));
     }
 }
