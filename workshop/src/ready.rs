@@ -189,7 +189,7 @@ async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
         )),
         Err(error) => {
             let error = format!("{error:#}");
-            let remedy = if error.contains("in use") {
+            let remedy = if error.contains("of this machine is in use") {
                 "docker ps shows whether a container uses it".to_owned()
             } else {
                 format!("build the image again: {build}")

@@ -73,7 +73,6 @@ pub fn perform(
     let left = Snapshot::take(clone, &run, Some(session.shell.pid()), has_engine);
     let left = left.since(&before, page);
     drop(session);
-    leaks::remove(&run);
     match (result, &*left) {
         (Ok(()), []) => Ok(report),
         (Ok(()), _) => Err(format!("{}:\n{}", page.name, left.join("\n"))),
@@ -106,6 +105,12 @@ struct Session<'a> {
     engine: Option<&'a mut Engine>,
     accepts_outputs: bool,
     report: Report,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        leaks::remove(self.run);
+    }
 }
 
 impl<'a> Session<'a> {
