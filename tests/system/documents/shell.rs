@@ -182,10 +182,12 @@ impl Drop for Background {
     }
 }
 
-/// Returns bash in a process group of its own, so that Ctrl-C reaches all that it has started.
+/// Returns bash in a process group of its own, so that Ctrl-C reaches all that it has started. A job in the
+/// background of a script ignores Ctrl-C, and so would its children.
 fn bash(directory: &Path, run: &str) -> Command {
-    let mut bash = Command::new("bash");
-    bash.current_dir(directory)
+    let mut bash = Command::new("env");
+    bash.args(["--default-signal=INT", "bash"])
+        .current_dir(directory)
         .env(RUN, run)
         .stdout(Stdio::piped())
         .process_group(0);
