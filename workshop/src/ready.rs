@@ -1,4 +1,4 @@
-//! `cargo workshop ready`: one look at the machine before the talk in docs/talk.md.
+//! `cargo workshop ready`: checks the machine before the talk in docs/talk.md.
 
 use std::{
     ffi::OsStr,

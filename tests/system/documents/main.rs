@@ -23,6 +23,7 @@ mod swarm;
 mod clone;
 mod leaks;
 mod matching;
+mod merging;
 mod offline;
 mod page;
 mod runner;

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::leaks::{self, Snapshot};
-use crate::matching::{is_shown, merged};
+use crate::matching::is_shown;
+use crate::merging::merged;
 use crate::page::{Page, Step};
 use crate::shell::{Background, Outcome, Shell};
 use crate::swarm::Engine;

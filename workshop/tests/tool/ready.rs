@@ -56,7 +56,7 @@ fn docker(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What makes a machine not ready. Undone when dropped.
+/// Changes that make a machine not ready. Undone when dropped.
 struct Changes;
 
 impl Changes {
@@ -84,22 +84,27 @@ impl Drop for Changes {
     }
 }
 
+fn assert_lines(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+}
+
 #[test]
 #[ignore = "needs Docker Engine"]
 fn a_prepared_machine_is_ready() {
     let _engine = engine();
     let before = docker("ps --all --quiet");
     let (code, text) = ready(presenterm().path(), &[]);
-    for line in [
+    let lines = [
         "?     terminal: the output is not a terminal",
         "ok    presenterm: 0.16.1",
         "ok    swarm: none yet",
         "ok    timber-workshop:hug on port 8080: responds ",
         "ok    timber-tutorial:1 on port 8081: responds ",
         "ok    timber-tutorial:2 on port 8082: responds ",
-    ] {
-        assert!(text.contains(line), "{line:?} is not in:\n{text}");
-    }
+    ];
+    assert_lines(&text, &lines);
     assert_eq!((code, docker("ps --all --quiet")), (0, before));
 }
 
@@ -111,15 +116,14 @@ fn a_port_in_use_a_missing_image_and_a_swarm_are_named() {
     let changes = Changes::make();
     let (code, text) = ready(presenterm().path(), &[]);
     drop(changes);
-    for line in [
+    let lines = [
         "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use",
         "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -t timber-tutorial:2 -f Dockerfile.musl .\n",
         "FAIL  swarm: this engine is in a swarm (active)\n      the talk creates its own.",
         "FAIL  container: rust exists\n      the talk needs this name: docker rm --force rust\n",
         "ok    timber-workshop:hug on port 8080: responds ",
-    ] {
-        assert!(text.contains(line), "{line:?} is not in:\n{text}");
-    }
+    ];
+    assert_lines(&text, &lines);
     assert_eq!(code, 1);
 }
 
@@ -129,12 +133,11 @@ fn a_missing_engine_and_an_old_presenterm_are_named() {
     let old = "#!/bin/sh\necho presenterm 0.9.0\n";
     fs::write(directory.path().join("presenterm"), old).unwrap();
     let (code, text) = ready(directory.path(), &[("DOCKER_HOST", "unix:///no/socket")]);
-    for line in [
+    let lines = [
         "FAIL  presenterm: \"presenterm 0.9.0\", expected 0.16 or later\n      cargo install presenterm --locked\n",
         "FAIL  engine: no container engine responds at unix:///no/socket",
-    ] {
-        assert!(text.contains(line), "{line:?} is not in:\n{text}");
-    }
+    ];
+    assert_lines(&text, &lines);
     assert_eq!(code, 1);
 }
 
