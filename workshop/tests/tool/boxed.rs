@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    net::TcpListener,
     path::Path,
     process::{self, Command, Output, Stdio},
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
@@ -12,14 +13,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::engine;
+
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const IMAGES: [&str; 2] = ["timber-tutorial:1", "timber-tutorial:2"];
-
-/// Only one comparison at a time, except where a test starts two.
-fn engine() -> MutexGuard<'static, ()> {
-    static ENGINE: Mutex<()> = Mutex::new(());
-    ENGINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn try_docker(line: &str) -> Output {
     Command::new("timeout")
@@ -308,6 +305,35 @@ fn without_the_repository_an_error_names_the_command_that_builds_an_image() {
     assert_eq!(tool.wait(), 2, "{}", tool.logs());
     let command = "docker build -f workshop/hug/Dockerfile -t timber-workshop:hug workshop/hug";
     assert!(tool.logs().contains(command), "{}", tool.logs());
+    assert_eq!(left(), "");
+}
+
+/// It cannot see presenterm, but what the engine knows.
+#[test]
+#[ignore = "needs Docker Engine"]
+fn ready_names_what_is_ready_and_what_is_not() {
+    let _engine = engine();
+    let tool = Boxed::start("--tty", "ready");
+    assert_eq!(tool.wait(), 0, "{}", tool.logs());
+    let said = tool.logs();
+    for line in [
+        "ok    terminal: ",
+        "?     presenterm: not found in this container",
+        "ok    engine: Docker Engine ",
+        "ok    swarm: none yet",
+        "ok    disk: ",
+        "ok    timber-workshop:hug on port 8080: responds ",
+        "ok    timber-tutorial:1 on port 8081: responds ",
+        "ok    timber-tutorial:2 on port 8082: responds ",
+    ] {
+        assert!(said.contains(line), "{line:?} is not in:\n{said}");
+    }
+
+    let _port = TcpListener::bind("127.0.0.1:8081").unwrap();
+    let tool = Boxed::start("", "ready");
+    assert_eq!(tool.wait(), 1, "{}", tool.logs());
+    let line = "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use\n";
+    assert!(tool.logs().contains(line), "{}", tool.logs());
     assert_eq!(left(), "");
 }
 

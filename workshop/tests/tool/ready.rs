@@ -6,18 +6,13 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tempfile::TempDir;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_timber-workshop");
+use crate::engine;
 
-/// One test at a time, because they use the same ports.
-fn engine() -> MutexGuard<'static, ()> {
-    static ENGINE: Mutex<()> = Mutex::new(());
-    ENGINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+const TOOL: &str = env!("CARGO_BIN_EXE_timber-workshop");
 
 /// A directory with a program that looks like presenterm.
 fn presenterm() -> TempDir {
