@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fmt::Display,
     io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -14,9 +15,10 @@ use console::Term;
 use crate::{
     engine::Engine,
     host,
+    results::Reached,
     signals::Signals,
     subject::Subject,
-    terminal::{Bar, clean},
+    terminal::{Bar, clean, program},
     trial::{Plan, Trial},
     tutorial::{self, TutorialImage},
     units::{Unit, number},
@@ -77,7 +79,13 @@ pub async fn run() -> Result<ExitCode> {
     match Engine::connect().await {
         Err(error) => say(
             "engine",
-            bad(format!("{error:#}"), "Then run cargo workshop ready again"),
+            bad(
+                format!("{error:#}"),
+                format!(
+                    "then run {} ready again, which also checks the images",
+                    program()
+                ),
+            ),
         ),
         Ok(engine) => {
             let mut signals = Signals::new()?;
@@ -131,14 +139,15 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
         }
     }
     say("disk", disk(facts.directory.as_deref()));
+    // From the network of a container, the ports are not visible. The engine tries them below.
+    if description.reached == Reached::PublishedPorts {
+        for port in PORTS.into_iter().filter(|port| !is_free(*port)) {
+            say("port", bad(format!("{port} is in use"), who_uses(port)));
+        }
+    }
     if let Err(error) = engine.claim().await {
-        say(
-            "images",
-            bad(
-                format!("{error:#}"),
-                "wait until the other comparison has ended",
-            ),
-        );
+        let remedy = format!("then run {} ready again", program());
+        say("images", bad(format!("{error:#}"), remedy));
         return Ok(());
     }
     for (image, port) in tutorial::IMAGES.iter().zip(PORTS) {
@@ -150,22 +159,28 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
     Ok(())
 }
 
+/// Whether a container of the talk can have the port, which it gets on all addresses.
+fn is_free(port: u16) -> bool {
+    let can_bind = |listener: std::io::Result<_>| match listener {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::AddrInUse,
+    };
+    // Where there is IPv6, this includes IPv4.
+    can_bind(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))
+        && can_bind(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+}
+
+fn who_uses(port: u16) -> String {
+    format!("docker ps or ss --listening --processes 'sport = :{port}' shows by what")
+}
+
 /// Starts an image on a port of this machine, sends a request, and stops it.
 async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
-    let build = format!(
-        "docker build -t {} -f {} {}",
-        image.name,
-        image.dockerfile,
-        if image.context.is_empty() {
-            "."
-        } else {
-            image.context
-        }
-    );
+    let build = image.build_command();
     let found = match engine.find(image.name).await {
         Ok(Some(found)) => found,
         Ok(None) => return bad("missing", build),
-        Err(error) => return bad(format!("{error:#}"), "is the engine running?"),
+        Err(error) => return bad(format!("{error:#}"), format!("build it again: {build}")),
     };
     let trial = async {
         let subject: Subject = format!("{}:port={port}:8080", image.name).parse()?;
@@ -190,9 +205,12 @@ async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
         Err(error) => {
             let error = format!("{error:#}");
             let remedy = if error.contains("of this machine is in use") {
-                "docker ps shows whether a container uses it".to_owned()
+                who_uses(port)
             } else {
-                format!("build the image again: {build}")
+                let name = image.name;
+                format!(
+                    "docker run --rm -p {port}:8080 {name} may tell more. To build it again: {build}"
+                )
             };
             bad(error, remedy)
         }

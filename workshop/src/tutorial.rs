@@ -191,19 +191,25 @@ impl TutorialImage {
         }
     }
 
+    /// Returns the command that builds it.
+    pub fn build_command(&self) -> String {
+        let context = match self.context {
+            REPOSITORY => ".",
+            context => context,
+        };
+        format!(
+            "docker build -f {} -t {} {context}",
+            self.dockerfile, self.name
+        )
+    }
+
     /// Returns an error if the repository is missing, such as in a container.
     pub fn check_dockerfile(&self) -> Result<()> {
-        let context = if self.context.is_empty() {
-            "."
-        } else {
-            self.context
-        };
         ensure!(
             ROOT.join(self.dockerfile).exists(),
-            "cannot build the image {} without the repository: run docker build -f {} -t {} {context} in a clone of the repository",
+            "cannot build the image {} without the repository: run {} in a clone of the repository",
             self.name,
-            self.dockerfile,
-            self.name
+            self.build_command()
         );
         Ok(())
     }

@@ -13,10 +13,11 @@ use crate::shell::{LABEL, RUN};
 /// What to list in a clone, and how.
 const CLONE: [(&str, &str); 2] = [
     ("commit", "git rev-parse HEAD"),
-    // The hash shows a further change of a file that had changes before.
+    // The hash shows a further change of a file that had changes before. What cargo compiles may stay.
     (
         "file",
-        "git status --porcelain && git diff HEAD | sha256sum",
+        "git status --porcelain --ignored=matching --untracked-files=all | { grep -vE '^!! (.*/)?target/' || true; }
+         git diff HEAD | sha256sum",
     ),
 ];
 
@@ -51,8 +52,10 @@ impl Snapshot {
             let lines = lines(list, clone).unwrap_or_else(|output| panic!("{list}: {output:?}"));
             all.extend(lines.into_iter().map(|line| format!("{kind} {line}")));
         }
-        let processes = processes(run).filter(|(pid, _)| Some(*pid) != shell);
-        all.extend(processes.map(|(pid, command)| format!("process {pid} {command}")));
+        let processes = processes().filter(|p| p.run == run && Some(p.pid) != shell);
+        all.extend(
+            processes.map(|Started { pid, command, .. }| format!("process {pid} {command}")),
+        );
         Snapshot(all)
     }
 
@@ -78,22 +81,47 @@ impl Snapshot {
     }
 }
 
-/// The images that the commands of a page name with `-t` or `--tag`.
+/// The images that the commands of a page name with `-t` or `--tag`, and do not remove.
 fn built(page: &Page) -> BTreeSet<String> {
-    let words = page
-        .steps
-        .iter()
-        .flat_map(|step| step.command.split_whitespace());
-    let words: Vec<_> = words.collect();
-    let names = words
-        .windows(2)
-        .filter(|pair| ["-t", "--tag"].contains(&pair[0]));
+    let removes = |name: &str| {
+        let mut commands = page.steps.iter().flat_map(|step| step.command.lines());
+        commands.any(|line| {
+            let mut words = line.split_whitespace();
+            line.starts_with("docker rmi ") && words.any(|word| word == name)
+        })
+    };
+    let names = values(page, &["-t", "--tag"]).filter(|name| !removes(name));
     names
-        .map(|pair| match pair[1] {
+        .map(|name| match name {
             name if name.contains(':') => name.to_owned(),
             name => format!("{name}:latest"),
         })
         .collect()
+}
+
+/// The words that follow one of these options in the commands of a page.
+fn values<'a>(page: &'a Page, options: &[&str]) -> impl Iterator<Item = &'a str> {
+    let words = page
+        .steps
+        .iter()
+        .filter(|step| step.how.skipped.is_none())
+        .flat_map(|step| step.command.split_whitespace());
+    let words: Vec<_> = words.collect();
+    let pairs = words.windows(2);
+    let values = pairs.filter_map(|pair| options.contains(&pair[0]).then_some(pair[1]));
+    values.collect::<Vec<_>>().into_iter()
+}
+
+/// Returns why the page cannot be typed: its commands would fail, and those that clean up would remove what
+/// is not its own.
+pub fn refusal(page: &Page) -> Option<String> {
+    let all = lines("docker ps --all --format '{{.Names}}'", Path::new("/"));
+    let all = all.unwrap_or_else(|output| panic!("docker ps: {output:?}"));
+    let name = values(page, &["--name"]).find(|name| all.iter().any(|other| other == name))?;
+    Some(format!(
+        "{}: a container has the name {name} already, see docker ps --all",
+        page.name
+    ))
 }
 
 /// Returns the lines that a command prints, or everything about it if it fails.
@@ -110,31 +138,48 @@ fn lines(command: &str, directory: &Path) -> Result<Vec<String>, Output> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// The processes of a run, by an environment variable that they have inherited.
-fn processes(run: &str) -> impl Iterator<Item = (i32, String)> {
-    let variable = format!("{RUN}={run}");
+/// A process that a run has started.
+struct Started {
+    pid: i32,
+    run: String,
+    command: String,
+}
+
+/// The processes of all runs, by an environment variable that they have inherited.
+fn processes() -> impl Iterator<Item = Started> {
     let all = fs::read_dir("/proc").expect("this is Linux");
-    all.filter_map(move |process| {
+    all.filter_map(|process| {
         let path = process.ok()?.path();
         let pid = path.file_name()?.to_str()?.parse().ok()?;
         let environment = fs::read(path.join("environ")).ok()?;
-        environment
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == variable.as_bytes())
-            .then_some(())?;
+        let run = environment.split(|byte| *byte == 0).find_map(|entry| {
+            let entry = std::str::from_utf8(entry).ok()?;
+            entry.strip_prefix(RUN)?.strip_prefix('=')
+        })?;
         let command = fs::read(path.join("cmdline")).ok()?;
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        Some((pid, command.trim().to_owned()))
+        Some(Started {
+            pid,
+            run: run.to_owned(),
+            command: command.trim().to_owned(),
+        })
     })
 }
 
-/// Removes containers and processes of a run, and nothing else.
-pub fn remove(run: &str) {
-    let containers = format!(
-        "docker ps --all --quiet --filter label={LABEL}={run} | xargs -r docker rm --force --volumes"
+/// Removes containers and processes of these runs, and nothing else.
+pub fn remove(is_meant: impl Fn(&str) -> bool) {
+    let list = format!(
+        "docker ps --all --filter label={LABEL} --format '{{{{.ID}}}} {{{{.Label \"{LABEL}\"}}}}'"
     );
-    _ = lines(&containers, Path::new("/"));
-    for (pid, _) in processes(run) {
-        _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+    // Without an engine, there are none.
+    for line in lines(&list, Path::new("/")).unwrap_or_default() {
+        if let Some((id, run)) = line.split_once(' ')
+            && is_meant(run)
+        {
+            _ = lines(&format!("docker rm --force --volumes {id}"), Path::new("/"));
+        }
+    }
+    for started in processes().filter(|started| is_meant(&started.run)) {
+        _ = Pid::from_raw(started.pid).map(|pid| kill_process(pid, Signal::KILL));
     }
 }

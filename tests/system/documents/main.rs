@@ -132,7 +132,7 @@ fn from_1_gb_to_nothing_prints_what_it_shows() {
 #[test]
 #[ignore = "needs Docker Engine, root, nsenter and trivy"]
 fn why_scratch_prints_what_it_shows() {
-    perform("docs/why-scratch.md", Path::new(ROOT));
+    perform("docs/why-scratch.md", Clone::new().path());
 }
 
 #[test]
@@ -183,24 +183,19 @@ fn prepare_talk() {
 /// Types the commands of a document. `clone` is a clone of the repository, or the repository itself, where the
 /// tool is compiled already.
 fn perform(document: &str, clone: &Path) {
+    assert!(TYPED.contains(&document), "{document} is not in TYPED");
     let page = read_page(document);
     let mut engine = Engine::claim();
     for port in [8000, 8080, 8081, 8082, 8090] {
-        assert!(
-            std::net::TcpListener::bind(("::", port)).is_ok(),
-            "port {port} is in use"
-        );
+        let listener = std::net::TcpListener::bind(("::", port));
+        listener.unwrap_or_else(|error| panic!("port {port}: {error}"));
     }
+    let mut _hidden = None;
     match document {
         "README.md" => {}
         "docs/talk.md" => prepare_talk(),
         "docs/tutorial.md" => {
-            // `docker images` shows the two images of the tutorial, and no others.
-            for tag in docker::docker("images --format {{.Tag}} timber-tutorial").lines() {
-                if !["1", "2"].contains(&tag) {
-                    docker::docker(&format!("rmi --no-prune timber-tutorial:{tag}"));
-                }
-            }
+            _hidden = Some(OtherTags::hide());
         }
         _ => _ = (ready(1), ready(2)),
     }
@@ -221,6 +216,10 @@ fn perform(document: &str, clone: &Path) {
     let all: Duration = report.durations.iter().map(|(_, duration)| *duration).sum();
     println!("{:>5} s  {document}", all.as_secs());
     if !report.outputs.is_empty() {
+        assert!(
+            read(document) == page.text,
+            "{document} has been edited meanwhile, so its outputs are not updated"
+        );
         fs::write(
             Path::new(ROOT).join(document),
             page.with_outputs(&report.outputs),
@@ -234,6 +233,37 @@ fn perform(document: &str, clone: &Path) {
             "{document}: new outputs at lines {}: see git diff",
             places.collect::<Vec<_>>().join(", ")
         );
+    }
+}
+
+/// The other images named timber-tutorial, which the tutorial does not show. They get their names back when
+/// dropped.
+struct OtherTags(Vec<String>);
+
+impl OtherTags {
+    fn hide() -> Self {
+        let tags = docker::docker("images --format {{.Tag}} timber-tutorial");
+        let others = tags.lines().filter(|tag| !["1", "2"].contains(tag));
+        let mut hidden = OtherTags(Vec::new());
+        for tag in others {
+            docker::docker(&format!("tag timber-tutorial:{tag} timber-hidden:{tag}"));
+            hidden.0.push(tag.to_owned());
+            docker::docker(&format!("rmi --no-prune timber-tutorial:{tag}"));
+        }
+        hidden
+    }
+}
+
+impl Drop for OtherTags {
+    fn drop(&mut self) {
+        for tag in &self.0 {
+            for line in [
+                format!("tag timber-hidden:{tag} timber-tutorial:{tag}"),
+                format!("rmi --no-prune timber-hidden:{tag}"),
+            ] {
+                _ = docker::output(&mut docker::command(&format!("docker {line}")));
+            }
+        }
     }
 }
 

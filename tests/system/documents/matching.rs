@@ -17,9 +17,8 @@ const SIZE_TOLERANCE: f64 = 0.1;
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
-/// The number behind these is an HTTP status, in the access log and in the output of `healthcheck`, or an
-/// exit code.
-const STATUS_AFTER: [&str; 3] = ["\"", "returned", "code"];
+/// The number behind these is an HTTP status or an exit code.
+const STATUS_AFTER: [&str; 5] = ["\"", "returned", "code", "status", "exit"];
 const TIME_UNITS: [&str; 5] = ["second", "minute", "hour", "day", "week"];
 const SIZE_UNITS: [(&str, f64); 7] = [
     ("B", 1.0),
@@ -115,7 +114,8 @@ fn tokens(line: &str) -> Vec<Token> {
         };
         let (word, behind) = rest.split_at(length);
         rest = behind;
-        let before = words.len().checked_sub(2).map(|index| words[index]);
+        let back = if words.last() == Some(&"(") { 3 } else { 2 };
+        let before = words.len().checked_sub(back).map(|index| words[index]);
         let token = token(word, before);
         words.push(word);
         let is_unit = !word.contains(|c: char| c.is_ascii_digit());
@@ -145,7 +145,7 @@ fn tokens(line: &str) -> Vec<Token> {
     tokens
 }
 
-/// Classifies a word. `before` is the word before it, if only one token is between them.
+/// Classifies a word. `before` is the word before it, if only one token, or one and a parenthesis, are between them.
 fn token(word: &str, before: Option<&str>) -> Token {
     let has_digits = word.contains(|c: char| c.is_ascii_digit());
     let has_letters = word.contains(|c: char| c.is_ascii_alphabetic());
@@ -264,6 +264,9 @@ fn ignores_only_irrelevant_differences() {
             false,
         ),
         ("returned 503", "returned 200", false),
+        ("non-zero exit (137)", "non-zero exit (143)", false),
+        ("91 status 404", "90 status 200", false),
+        ("91 status 200", "90 status 200", true),
         ("a 1 915.4kB", "a 1 915.4kB", true),
         ("a 2 915.4kB", "a 1 915.4kB", false),
     ] {

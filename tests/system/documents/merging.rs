@@ -7,7 +7,15 @@ const ANY: &str = "…";
 
 /// Returns what the page should show for this output: the lines shown until now that are still printed,
 /// the printed ones instead of the others, and every `…`.
-pub fn merged(printed: &str, shown: &str) -> String {
+///
+/// Returns `None` if a `…` has no place any more, for example because a line between two of them has changed.
+pub fn merged(printed: &str, shown: &str) -> Option<String> {
+    let merged = merge_lines(printed, shown);
+    let omissions = |text: &str| text.matches(ANY).count();
+    (omissions(&merged) == omissions(shown)).then_some(merged)
+}
+
+fn merge_lines(printed: &str, shown: &str) -> String {
     let lines = |text| str::lines(text).collect::<Vec<_>>();
     let lines = merge(&lines(shown), &lines(printed), &is_shown, &|old, new| {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -124,6 +132,13 @@ fn merging_keeps_what_is_still_printed_and_what_is_omitted() {
         ("", "x\n", ""),
         ("a\n", "", "a\n"),
     ] {
-        assert_eq!(merged(printed, shown), expected, "{printed:?} {shown:?}");
+        let merged = merged(printed, shown);
+        assert_eq!(merged.as_deref(), Some(expected), "{printed:?} {shown:?}");
+    }
+    for (printed, shown) in [
+        ("a\nB\nC\nd\n", "…\nb\nc\n…\n"),
+        ("digest sha512:1\n", "digest sha256:…\n"),
+    ] {
+        assert_eq!(merged(printed, shown), None, "{printed:?} {shown:?}");
     }
 }

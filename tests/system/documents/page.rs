@@ -51,6 +51,8 @@ pub struct Step {
     pub shown: String,
     /// Its lines, from 0.
     pub shown_lines: Range<usize>,
+    /// Whether `text` blocks show the output.
+    is_of_deck: bool,
     pub how: How,
 }
 
@@ -130,6 +132,8 @@ impl Page {
                     .strip_suffix(" -->")
                     .unwrap_or_else(|| panic!("{name}:{}: a comment without end", index + 1));
                 comments.push((index + 1, comment));
+            } else if line.starts_with("<!--") && line.contains("test") {
+                panic!("{name}:{}: not a comment of the form {COMMENT}…", index + 1);
             } else if let Some(info) = line.trim_start().strip_prefix("```") {
                 let end = (index + 1..lines.len())
                     .find(|end| lines[*end].trim_start().starts_with("```"))
@@ -179,15 +183,17 @@ impl Page {
                 command: content.join("\n"),
                 shown: ANY_OUTPUT.to_owned(),
                 shown_lines: block.end..block.end,
+                is_of_deck: true,
                 how: How::default(),
             }];
         }
         if info == "text" {
-            let of_section = |step: &&mut Step| step.section == section;
-            let mut steps = self.steps.iter_mut().filter(of_section);
-            let has_none =
-                |step: &&mut Step| step.shown_lines.is_empty() && step.shown == ANY_OUTPUT;
-            if let Some(step) = steps.find(has_none) {
+            let of_slide = |step: &&mut Step| step.is_of_deck && step.section == section;
+            let mut steps = self.steps.iter_mut().filter(of_slide).peekable();
+            if steps.peek().is_some() {
+                let Some(step) = steps.find(|step| step.shown_lines.is_empty()) else {
+                    panic!("{}:{}: output of no command", self.name, block.start);
+                };
                 step.shown = joined(content);
                 step.shown_lines = block;
             }
@@ -341,6 +347,18 @@ mod tests {
     #[should_panic(expected = "unknown \"backgruond\"")]
     fn a_comment_is_spelled_correctly() {
         page("<!-- // test: backgruond -->\n```console\n$ a\n```\n");
+    }
+
+    #[test]
+    #[should_panic(expected = "page:1: not a comment of the form <!-- // test: ")]
+    fn a_comment_has_the_right_form() {
+        page("<!-- // tests: retry -->\n```console\n$ a\n```\n");
+    }
+
+    #[test]
+    #[should_panic(expected = "page:7: output of no command")]
+    fn an_output_belongs_to_a_command() {
+        page("```bash +exec\na\n```\n```text\n1\n```\n```text\nx\n```\n");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::shell::{Background, Outcome, Shell};
 use crate::swarm::Engine;
 
 /// Commands that only look are repeated until they print what the page shows, as a reader would.
-const LOOK: [&str; 15] = [
+const LOOK: [&str; 14] = [
     "curl ",
     "docker compose -f deploy/compose.yaml ps",
     "docker events",
@@ -27,7 +27,6 @@ const LOOK: [&str; 15] = [
     "docker service ls",
     "docker service ps",
     "docker stack services",
-    "docker stats",
     "docker top",
     "docker wait",
     "nsenter ",
@@ -66,6 +65,10 @@ pub fn perform(
 ) -> Result<Report, String> {
     let run = name_of_run();
     let has_engine = engine.is_some();
+    leaks::remove(|run| !is_alive(run));
+    if has_engine && let Some(refusal) = leaks::refusal(page) {
+        return Err(refusal);
+    }
     let before = Snapshot::take(clone, &run, None, has_engine);
     let mut session = Session::start(page, clone, &run, engine);
     session.accepts_outputs = accepts_outputs;
@@ -96,6 +99,12 @@ fn name_of_run() -> String {
     format!("{}-{run}", std::process::id())
 }
 
+/// Returns whether the test of a run has not been killed.
+fn is_alive(run: &str) -> bool {
+    let pid = run.split('-').next().unwrap_or_default();
+    Path::new("/proc").join(pid).exists()
+}
+
 struct Session<'a> {
     page: &'a Page,
     clone: PathBuf,
@@ -110,7 +119,7 @@ struct Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        leaks::remove(self.run);
+        leaks::remove(|run| run == self.run);
     }
 }
 
@@ -283,26 +292,30 @@ impl<'a> Session<'a> {
         match exit {
             Some(exit) if exit == expected => {}
             Some(exit) => {
+                let difference = self.difference(index, printed, shown);
                 return Err(format!(
-                    "{}\n{printed}exit code {exit}, expected {expected}",
-                    self.place(index)
+                    "{difference}\nexit code {exit}, expected {expected}"
                 ));
             }
             None => {
+                let difference = self.difference(index, printed, shown);
                 return Err(format!(
-                    "{}\n{printed}no end after {TIMEOUT:?}, or the command has ended the shell",
-                    self.place(index)
+                    "{difference}\nno end after {TIMEOUT:?}, or the command has ended the shell"
                 ));
             }
         }
         if is_shown(printed, shown) {
             return Ok(());
         }
-        if self.accepts_outputs {
-            self.report.outputs.insert(index, merged(printed, shown));
-            return Ok(());
+        let difference = self.difference(index, printed, shown);
+        if !self.accepts_outputs {
+            return Err(difference);
         }
-        Err(self.difference(index, printed, shown))
+        let merged = merged(printed, shown)
+            .ok_or_else(|| format!("{difference}\nUPDATE=1 would lose a …: edit the page"))?;
+        println!("{difference}");
+        self.report.outputs.insert(index, merged);
+        Ok(())
     }
 
     fn difference(&self, index: usize, printed: &str, shown: &str) -> String {

@@ -1,11 +1,14 @@
 //! Each check of the runner, with pages that fail it.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::clone::Clone;
 use crate::docker::{docker, output};
 use crate::page::Page;
 use crate::runner::{Report, perform};
+use crate::shell::RUN;
 use crate::swarm::{Engine, ready};
 
 fn page(text: &str) -> Page {
@@ -133,33 +136,29 @@ fn containers_networks_volumes_images_and_swarms_are_left_behind() {
     let mut engine = Engine::claim();
     let clone = Clone::new();
     let image = ready(2);
+    // Removed by hand, because the runner removes only containers and processes of its own.
     let remove =
-        "docker network rm timber-left; docker volume rm timber-left; docker rmi timber-left:1";
-    for (command, left, is_removed) in [
+        "docker network rm timber-left && docker volume rm timber-left && docker rmi timber-left:1";
+    for (command, left) in [
         (
             format!("docker run --detach --name timber-left {image}"),
             "container",
-            true,
         ),
         (
             "docker network create timber-left".to_owned(),
             "network timber-left",
-            false,
         ),
         (
             "docker volume create timber-left".to_owned(),
             "volume timber-left",
-            false,
         ),
         (
             format!("docker tag {image} timber-left:1"),
             "image timber-left:1",
-            false,
         ),
         (
             "docker swarm init --advertise-addr 127.0.0.1".to_owned(),
             "swarm active",
-            false,
         ),
     ] {
         let text = format!("```console\n$ {command}\n…\n```\n");
@@ -169,14 +168,52 @@ fn containers_networks_volumes_images_and_swarms_are_left_behind() {
             failure.contains(&format!("left behind: {left}")),
             "{failure}"
         );
-        let is_there = docker("ps --all --format {{.Names}}").contains("timber-left");
-        assert!(!(is_removed && is_there), "{command}");
-        _ = output(std::process::Command::new("bash").args(["-c", remove]));
+        let containers = docker("ps --all --format {{.Names}}");
+        assert!(!containers.contains("timber-left"), "{command}");
     }
+    let removed = output(Command::new("bash").args(["-c", remove]));
+    assert!(removed.status.success(), "{removed:?}");
     // The page says that it makes this image.
     let text = "```console\n$ printf 'FROM scratch\\nCMD [\"/x\"]\\n' | docker build --quiet -t timber-left:1 -\n…\n```\n";
     perform(&page(text), clone.path(), Some(&mut engine), false).unwrap();
     docker("rmi timber-left:1");
+}
+
+#[test]
+#[ignore = "needs Docker Engine"]
+fn containers_of_others_stay_and_their_names_are_refused() {
+    let mut engine = Engine::claim();
+    let clone = Clone::new();
+    let create = format!(
+        "create --label timber.test=true --name timber-other {}",
+        ready(2)
+    );
+    let container = docker(&create);
+    let mut type_in = |session: &str| {
+        let text = format!("```console\n{session}```\n");
+        perform(&page(&text), clone.path(), Some(&mut engine), false)
+    };
+    type_in("$ true\n").unwrap();
+    let session = "$ docker create --name timber-other x\n$ docker rm timber-other\n";
+    let refusal = type_in(session).err().expect("a refusal");
+    docker(&format!("rm {container}")); // it is still there
+    assert!(
+        refusal.contains("a container has the name timber-other"),
+        "{refusal}"
+    );
+}
+
+/// A killed test cannot end what it has started. The next one does.
+#[test]
+fn processes_of_a_killed_test_are_ended() {
+    // No process has this id: see PID_MAX_LIMIT in the kernel.
+    let mut left = Command::new("sleep")
+        .arg("4712")
+        .env(RUN, "4194305-0")
+        .spawn()
+        .unwrap();
+    type_in("$ true\n").unwrap();
+    assert_eq!(left.wait().unwrap().signal(), Some(9));
 }
 
 #[test]

@@ -17,12 +17,13 @@ pub const RUN: &str = "PAGE_RUN";
 /// Label of its containers.
 pub const LABEL: &str = "timber.page"; // also in PRELUDE
 
-/// curl shows no progress on a terminal, which tests do not have.
+/// curl shows no progress on a terminal, which tests do not have. `.ci/run` removes containers with the label
+/// timber.test when it ends.
 const PRELUDE: &str = r#"
     exec 2>&1
     curl() { command curl --no-progress-meter "$@"; }
     docker() {
-        case $1 in run | create) set -- "$1" --label "timber.page=$PAGE_RUN" "${@:2}" ;; esac
+        case $1 in run | create) set -- "$1" --label timber.test=true --label "timber.page=$PAGE_RUN" "${@:2}" ;; esac
         command docker "$@"
     }
     export -f curl docker

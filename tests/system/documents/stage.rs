@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::docker::ROOT;
+use crate::leaks;
 use crate::matching::is_shown;
 use crate::page::Page;
 use crate::swarm::Engine;
@@ -31,6 +32,9 @@ pub fn slides(page: &Page) -> Vec<&str> {
 pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<String> {
     let slides = slides(page);
     assert!(slides.len() < MAX_SLIDES, "{} slides", slides.len() + 1);
+    if let Some(refusal) = leaks::refusal(page) {
+        panic!("{refusal}");
+    }
     let _left = Left;
     let terminal = Terminal::start(columns, lines);
     let (mut wrong, mut seen) = (Vec::new(), String::new());

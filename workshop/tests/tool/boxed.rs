@@ -129,6 +129,7 @@ fn outside(arguments: &[&str]) -> Command {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn the_image_is_one_static_file_of_at_most_15_mb() {
+    let _engine = engine();
     let size = docker(&format!("image inspect --format {{{{.Size}}}} {}", image()));
     println!("{size} bytes");
     assert!(size.parse::<u64>().unwrap() <= 15_000_000, "{size} bytes");
@@ -308,7 +309,7 @@ fn without_the_repository_an_error_names_the_command_that_builds_an_image() {
     assert_eq!(left(), "");
 }
 
-/// It cannot see presenterm, but what the engine knows.
+/// In a container, the tool does not see presenterm, but it sees what the engine knows.
 #[test]
 #[ignore = "needs Docker Engine"]
 fn ready_names_what_is_ready_and_what_is_not() {
@@ -341,6 +342,7 @@ fn ready_names_what_is_ready_and_what_is_not() {
 #[test]
 #[ignore = "needs Docker Engine"]
 fn an_edit_of_the_tool_does_not_change_the_images_of_the_service() {
+    let _engine = engine();
     let copy = tempfile::tempdir().unwrap();
     let path = copy.path().display();
     let files = format!(

@@ -52,12 +52,23 @@ fn docker(line: &str) -> String {
 }
 
 /// Changes that make a machine not ready. Undone when dropped.
-struct Changes;
+struct Changes {
+    bridge_was_there: bool,
+}
 
 impl Changes {
     fn make() -> Self {
+        // If these were there before, they would be removed.
+        let state = docker("info --format {{.Swarm.LocalNodeState}}");
+        assert_eq!(state, "inactive\n", "this test creates a swarm");
+        let names = docker("ps --all --format {{.Names}}");
+        let has_rust = names.lines().any(|name| name == "rust");
+        assert!(!has_rust, "this test creates a container named rust");
         docker("tag timber-tutorial:2 timber-ready:kept");
-        let changes = Changes;
+        let networks = docker("network ls --format {{.Name}}");
+        let changes = Changes {
+            bridge_was_there: networks.lines().any(|name| name == "docker_gwbridge"),
+        };
         docker("rmi --no-prune timber-tutorial:2");
         docker("create --label timber.test=true --name rust timber-ready:kept");
         docker("swarm init --advertise-addr 127.0.0.1");
@@ -67,14 +78,17 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        for undo in [
+        let mut undo = vec![
             "swarm leave --force",
-            "network rm docker_gwbridge",
             "rm --force rust",
             "tag timber-ready:kept timber-tutorial:2",
             "rmi --no-prune timber-ready:kept",
-        ] {
-            _ = Command::new("docker").args(undo.split(' ')).output();
+        ];
+        if !self.bridge_was_there {
+            undo.push("network rm docker_gwbridge");
+        }
+        for line in undo {
+            _ = Command::new("docker").args(line.split(' ')).output();
         }
     }
 }
@@ -107,13 +121,17 @@ fn a_prepared_machine_is_ready() {
 #[ignore = "needs Docker Engine"]
 fn a_port_in_use_a_missing_image_and_a_swarm_are_named() {
     let _engine = engine();
+    // docker run -p needs it on all addresses.
+    let _port = TcpListener::bind("[::1]:8080").unwrap();
     let _port = TcpListener::bind("127.0.0.1:8081").unwrap();
     let changes = Changes::make();
     let (code, text) = ready(presenterm().path(), &[]);
     drop(changes);
     let lines = [
+        "FAIL  port: 8080 is in use\n      docker ps or ss ",
+        "FAIL  port: 8081 is in use\n",
         "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use",
-        "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -t timber-tutorial:2 -f Dockerfile.musl .\n",
+        "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -f Dockerfile.musl -t timber-tutorial:2 .\n",
         "FAIL  swarm: this engine is in a swarm (active)\n      the talk creates its own.",
         "FAIL  container: rust exists\n      the talk needs this name: docker rm --force rust\n",
         "ok    timber-workshop:hug on port 8080: responds ",
