@@ -164,11 +164,20 @@ fn talk_prints_what_it_shows() {
 fn talk_fits_on_its_slides() {
     let page = read_page("docs/talk.md");
     let mut engine = Engine::claim();
+    check_ports();
     prepare_talk();
     swarm::compile_watch();
     let mut wrong = stage::show(&page, &mut engine, 80, 24);
     wrong.extend(stage::show(&page, &mut engine, 120, 40));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Panics if a port of the pages is in use.
+fn check_ports() {
+    for port in [8000, 8080, 8081, 8082, 8090] {
+        let listener = std::net::TcpListener::bind(("::", port));
+        listener.unwrap_or_else(|error| panic!("port {port}: {error}"));
+    }
 }
 
 /// Builds the images that the presenter builds the day before.
@@ -186,10 +195,7 @@ fn perform(document: &str, clone: &Path) {
     assert!(TYPED.contains(&document), "{document} is not in TYPED");
     let page = read_page(document);
     let mut engine = Engine::claim();
-    for port in [8000, 8080, 8081, 8082, 8090] {
-        let listener = std::net::TcpListener::bind(("::", port));
-        listener.unwrap_or_else(|error| panic!("port {port}: {error}"));
-    }
+    check_ports();
     let mut _hidden = None;
     match document {
         "README.md" => {}

@@ -36,7 +36,8 @@ pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<S
         panic!("{refusal}");
     }
     let _left = Left;
-    let terminal = Terminal::start(columns, lines);
+    let terminal = Terminal::start("deck", columns, lines, "");
+    let notes = Terminal::start("notes", columns, lines, "--listen-speaker-notes");
     let (mut wrong, mut seen) = (Vec::new(), String::new());
     let title = page
         .text
@@ -48,6 +49,9 @@ pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<S
         terminal.press("Right");
         let title = slide.trim_start().lines().next().unwrap();
         terminal.wait_for(title, |screen| screen.contains(title));
+        for note in speaker_note(slide) {
+            notes.wait_for(note, |screen| screen.contains(&start(note)));
+        }
         let mut blocks = 0;
         for part in slide.split("<!-- pause -->") {
             if blocks > 0 {
@@ -92,6 +96,18 @@ pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<S
     wrong
 }
 
+/// The lines that the speaker sees in a second terminal.
+fn speaker_note(slide: &str) -> impl Iterator<Item = &str> {
+    let (_, note) = slide.split_once("speaker_note: |\n").unwrap_or_default();
+    let (note, _) = note.split_once("-->").unwrap_or_default();
+    note.lines().map(str::trim)
+}
+
+/// The first words of a line, which is wrapped on the screen.
+fn start(line: &str) -> String {
+    line.chars().take(40).collect()
+}
+
 /// Returns the lines of a slide, and of the output that the page shows for its commands, that are not on the
 /// screen.
 fn missing(page: &Page, slide: &str, screen: &str) -> Vec<String> {
@@ -114,8 +130,7 @@ fn missing(page: &Page, slide: &str, screen: &str) -> Vec<String> {
     let is_seen = |line: &&str| {
         // Markdown is drawn without its marks, and long lines are wrapped.
         let plain = line.replace('`', "");
-        let start: String = plain.chars().take(40).collect();
-        screen.contains(&start) || screen.lines().any(|seen| is_shown(seen.trim(), &plain))
+        screen.contains(&start(&plain)) || screen.lines().any(|seen| is_shown(seen.trim(), &plain))
     };
     let missing = expected.iter().filter(|line| !is_seen(line));
     missing.map(|line| (*line).to_owned()).collect()
@@ -132,15 +147,15 @@ impl Drop for Left {
     }
 }
 
-/// A terminal of tmux with the deck in it. Ends both when dropped.
+/// A terminal of tmux with the deck or its notes in it. Ends both when dropped.
 struct Terminal {
     socket: String,
 }
 
 impl Terminal {
-    fn start(columns: u16, lines: u16) -> Self {
+    fn start(name: &str, columns: u16, lines: u16, options: &str) -> Self {
         let terminal = Terminal {
-            socket: format!("timber-{}", std::process::id()),
+            socket: format!("timber-{name}-{}", std::process::id()),
         };
         let version = Command::new("presenterm").arg("--version").output();
         version.expect("this test needs presenterm");
@@ -156,7 +171,9 @@ impl Terminal {
             &lines,
             "-c",
             ROOT,
-            "presenterm --config-file docs/presenterm.yaml docs/talk.md; sleep 5",
+            &format!(
+                "presenterm --config-file docs/presenterm.yaml {options} docs/talk.md; sleep 5"
+            ),
         ]);
         terminal
     }
