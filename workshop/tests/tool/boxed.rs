@@ -314,11 +314,11 @@ fn without_the_repository_an_error_names_the_command_that_builds_an_image() {
 #[ignore = "needs Docker Engine"]
 fn ready_names_what_is_ready_and_what_is_not() {
     let _engine = engine();
-    let tool = Boxed::start("--tty", "ready");
+    let tool = Boxed::start("", "ready");
     assert_eq!(tool.wait(), 0, "{}", tool.logs());
     let said = tool.logs();
     for line in [
-        "ok    terminal: ",
+        "?     terminal: the output is not a terminal",
         "?     presenterm: not found in this container",
         "ok    engine: Docker Engine ",
         "ok    swarm: none yet",
