@@ -146,7 +146,10 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
         }
     }
     if let Err(error) = engine.claim().await {
-        let remedy = format!("then run {} ready again", program());
+        let remedy = format!(
+            "otherwise wait for its end, then run {} ready again",
+            program()
+        );
         say("images", bad(format!("{error:#}"), remedy));
         return Ok(());
     }
@@ -171,7 +174,7 @@ fn is_free(port: u16) -> bool {
 }
 
 fn who_uses(port: u16) -> String {
-    format!("docker ps or ss --listening --processes 'sport = :{port}' shows by what")
+    format!("to see what uses it: docker ps, or ss --listening --processes 'sport = :{port}'")
 }
 
 /// Starts an image on a port of this machine, sends a request, and stops it.

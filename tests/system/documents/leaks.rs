@@ -83,14 +83,8 @@ impl Snapshot {
 
 /// The images that the commands of a page name with `-t` or `--tag`, and do not remove.
 fn built(page: &Page) -> BTreeSet<String> {
-    let removes = |name: &str| {
-        let mut commands = page.steps.iter().flat_map(|step| step.command.lines());
-        commands.any(|line| {
-            let mut words = line.split_whitespace();
-            line.starts_with("docker rmi ") && words.any(|word| word == name)
-        })
-    };
-    let names = values(page, &["-t", "--tag"]).filter(|name| !removes(name));
+    let removed = arguments(page, "docker rmi ");
+    let names = values(page, &["-t", "--tag"]).filter(|name| !removed.contains(name));
     names
         .map(|name| match name {
             name if name.contains(':') => name.to_owned(),
@@ -99,27 +93,61 @@ fn built(page: &Page) -> BTreeSet<String> {
         .collect()
 }
 
+/// The lines of all commands that are typed.
+fn typed(page: &Page) -> impl Iterator<Item = &str> {
+    let steps = page.steps.iter().filter(|step| step.how.skipped.is_none());
+    steps.flat_map(|step| step.command.lines())
+}
+
 /// The words that follow one of these options in the commands of a page.
 fn values<'a>(page: &'a Page, options: &[&str]) -> impl Iterator<Item = &'a str> {
-    let words = page
-        .steps
-        .iter()
-        .filter(|step| step.how.skipped.is_none())
-        .flat_map(|step| step.command.split_whitespace());
-    let words: Vec<_> = words.collect();
+    let words: Vec<_> = typed(page).flat_map(str::split_whitespace).collect();
     let pairs = words.windows(2);
     let values = pairs.filter_map(|pair| options.contains(&pair[0]).then_some(pair[1]));
     values.collect::<Vec<_>>().into_iter()
 }
 
-/// Returns why the page cannot be typed: its commands would fail, and those that clean up would remove what
-/// is not its own.
-pub fn refusal(page: &Page) -> Option<String> {
-    let all = lines("docker ps --all --format '{{.Names}}'", Path::new("/"));
-    let all = all.unwrap_or_else(|output| panic!("docker ps: {output:?}"));
-    let name = values(page, &["--name"]).find(|name| all.iter().any(|other| other == name))?;
+/// The words that follow a command in its lines, and options.
+fn arguments<'a>(page: &'a Page, command: &str) -> Vec<&'a str> {
+    let lines = typed(page).filter_map(|line| match line.split_once(command) {
+        Some(("" | "sleep 10 && ", arguments)) => Some(arguments),
+        _ => None,
+    });
+    lines.flat_map(str::split_whitespace).collect()
+}
+
+/// Returns why the page cannot be typed in this directory: something exists that its commands make, and that those
+/// that clean up would remove.
+pub fn refusal(page: &Page, directory: &Path) -> Option<String> {
+    let list = |kind: &str, format: &str| {
+        let command = format!("docker {kind} --format '{format}'");
+        lines(&command, directory).unwrap_or_else(|output| panic!("{command}: {output:?}"))
+    };
+    let mut names: Vec<_> = values(page, &["--name"]).collect();
+    if typed(page).any(|line| line.starts_with("docker compose ")) {
+        names.push("deploy-timber-$n"); // Compose names them
+    }
+    let containers = list("ps --all", "{{.Names}}");
+    // `debian-$n` stands for several names.
+    let container = containers.iter().find(|other| {
+        names.iter().any(|name| match name.split_once('$') {
+            Some((start, _)) => other.starts_with(start),
+            None => name == other,
+        })
+    });
+    let images = list("images", "{{.Repository}}:{{.Tag}}");
+    let removed = arguments(page, "docker rmi ");
+    let image = images
+        .iter()
+        .find(|image| removed.contains(&image.as_str()));
+    let files = arguments(page, "rm ");
+    let file = files.iter().find(|file| directory.join(file).exists());
+    let what = container
+        .map(|name| format!("container {name}"))
+        .or(image.map(|name| format!("image {name}")))
+        .or(file.map(|name| format!("file {name} in {}", directory.display())))?;
     Some(format!(
-        "{}: a container has the name {name} already, see docker ps --all",
+        "{}: there is a {what} already, which this page would make and remove",
         page.name
     ))
 }

@@ -242,34 +242,32 @@ fn perform(document: &str, clone: &Path) {
     }
 }
 
-/// The other images named timber-tutorial, which the tutorial does not show. They get their names back when
+/// Hides the images named timber-tutorial that the tutorial does not show. They get their names back when
 /// dropped.
-struct OtherTags(Vec<String>);
+struct OtherTags;
 
 impl OtherTags {
     fn hide() -> Self {
-        let tags = docker::docker("images --format {{.Tag}} timber-tutorial");
-        let others = tags.lines().filter(|tag| !["1", "2"].contains(tag));
-        let mut hidden = OtherTags(Vec::new());
-        for tag in others {
-            docker::docker(&format!("tag timber-tutorial:{tag} timber-hidden:{tag}"));
-            hidden.0.push(tag.to_owned());
-            docker::docker(&format!("rmi --no-prune timber-tutorial:{tag}"));
-        }
-        hidden
+        // Of a test that was killed.
+        rename("timber-hidden", "timber-tutorial", |_| true);
+        rename("timber-tutorial", "timber-hidden", |tag| {
+            !["1", "2"].contains(&tag)
+        });
+        OtherTags
     }
 }
 
 impl Drop for OtherTags {
     fn drop(&mut self) {
-        for tag in &self.0 {
-            for line in [
-                format!("tag timber-hidden:{tag} timber-tutorial:{tag}"),
-                format!("rmi --no-prune timber-hidden:{tag}"),
-            ] {
-                _ = docker::output(&mut docker::command(&format!("docker {line}")));
-            }
-        }
+        rename("timber-hidden", "timber-tutorial", |_| true);
+    }
+}
+
+fn rename(from: &str, to: &str, is_meant: impl Fn(&str) -> bool) {
+    let tags = docker::docker(&format!("images --format {{{{.Tag}}}} {from}"));
+    for tag in tags.lines().filter(|tag| is_meant(tag)) {
+        docker::docker(&format!("tag {from}:{tag} {to}:{tag}"));
+        docker::docker(&format!("rmi --no-prune {from}:{tag}"));
     }
 }
 

@@ -66,7 +66,7 @@ pub fn perform(
     let run = name_of_run();
     let has_engine = engine.is_some();
     leaks::remove(|run| !is_alive(run));
-    if has_engine && let Some(refusal) = leaks::refusal(page) {
+    if has_engine && let Some(refusal) = leaks::refusal(page, clone) {
         return Err(refusal);
     }
     let before = Snapshot::take(clone, &run, None, has_engine);

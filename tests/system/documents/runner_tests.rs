@@ -181,7 +181,7 @@ fn containers_networks_volumes_images_and_swarms_are_left_behind() {
 
 #[test]
 #[ignore = "needs Docker Engine"]
-fn containers_of_others_stay_and_their_names_are_refused() {
+fn what_is_of_others_stays_and_is_refused() {
     let mut engine = Engine::claim();
     let clone = Clone::new();
     let create = format!(
@@ -194,13 +194,21 @@ fn containers_of_others_stay_and_their_names_are_refused() {
         perform(&page(&text), clone.path(), Some(&mut engine), false)
     };
     type_in("$ true\n").unwrap();
-    let session = "$ docker create --name timber-other x\n$ docker rm timber-other\n";
-    let refusal = type_in(session).err().expect("a refusal");
+    for (session, what) in [
+        (
+            "$ docker create --name timber-other x\n",
+            "container timber-other",
+        ),
+        (
+            "$ docker rmi timber-tutorial:2\n",
+            "image timber-tutorial:2",
+        ),
+        ("$ rm README.md\n", "file README.md"),
+    ] {
+        let refusal = type_in(session).err().expect("a refusal");
+        assert!(refusal.contains(&format!("a {what}")), "{refusal}");
+    }
     docker(&format!("rm {container}")); // it is still there
-    assert!(
-        refusal.contains("a container has the name timber-other"),
-        "{refusal}"
-    );
 }
 
 /// A killed test cannot end what it has started. The next one does.

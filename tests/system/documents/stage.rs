@@ -2,6 +2,7 @@
 //! commands on it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,10 +33,10 @@ pub fn slides(page: &Page) -> Vec<&str> {
 pub fn show(page: &Page, engine: &mut Engine, columns: u16, lines: u16) -> Vec<String> {
     let slides = slides(page);
     assert!(slides.len() < MAX_SLIDES, "{} slides", slides.len() + 1);
-    if let Some(refusal) = leaks::refusal(page) {
+    if let Some(refusal) = leaks::refusal(page, Path::new(ROOT)) {
         panic!("{refusal}");
     }
-    let _left = Left;
+    let _left = Left(page);
     let terminal = Terminal::start("deck", columns, lines, "");
     let notes = Terminal::start("notes", columns, lines, "--listen-speaker-notes");
     let (mut wrong, mut seen) = (Vec::new(), String::new());
@@ -136,13 +137,17 @@ fn missing(page: &Page, slide: &str, screen: &str) -> Vec<String> {
     missing.map(|line| (*line).to_owned()).collect()
 }
 
-/// What the slides before "Clean up" start. Removed when dropped, if a slide failed.
-struct Left;
+/// What the slides before "Clean up" have made. Removed when dropped, if one of them failed.
+struct Left<'a>(&'a Page);
 
-impl Drop for Left {
+impl Drop for Left<'_> {
     fn drop(&mut self) {
-        for remove in ["rm --force python rust", "rmi timber-tutorial:broken"] {
-            _ = Command::new("docker").args(remove.split(' ')).output();
+        if thread::panicking() {
+            for step in self.0.steps.iter().filter(|step| step.how.cleans_up) {
+                let mut bash = Command::new("bash");
+                let command = bash.args(["-c", &step.command]).current_dir(ROOT);
+                _ = command.output();
+            }
         }
     }
 }

@@ -333,7 +333,7 @@ fn ready_names_what_is_ready_and_what_is_not() {
     let _port = TcpListener::bind("127.0.0.1:8081").unwrap();
     let tool = Boxed::start("", "ready");
     assert_eq!(tool.wait(), 1, "{}", tool.logs());
-    let line = "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use\n";
+    let line = "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use";
     assert!(tool.logs().contains(line), "{}", tool.logs());
     assert_eq!(left(), "");
 }

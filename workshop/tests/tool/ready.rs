@@ -128,7 +128,7 @@ fn a_port_in_use_a_missing_image_and_a_swarm_are_named() {
     let (code, text) = ready(presenterm().path(), &[]);
     drop(changes);
     let lines = [
-        "FAIL  port: 8080 is in use\n      docker ps or ss ",
+        "FAIL  port: 8080 is in use\n      to see what uses it: docker ps, or ss ",
         "FAIL  port: 8081 is in use\n",
         "FAIL  timber-tutorial:1 on port 8081: port 8081 of this machine is in use",
         "FAIL  timber-tutorial:2 on port 8082: missing\n      docker build -f Dockerfile.musl -t timber-tutorial:2 .\n",
