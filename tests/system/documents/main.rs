@@ -124,7 +124,7 @@ fn tutorial_prints_what_it_shows() {
 }
 
 #[test]
-#[ignore = "needs Docker Engine; takes ten minutes"]
+#[ignore = "needs Docker Engine; takes minutes"]
 fn from_1_gb_to_nothing_prints_what_it_shows() {
     perform("docs/from-1-gb-to-nothing.md", Clone::new().path());
 }
