@@ -147,7 +147,7 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
     }
     if let Err(error) = engine.claim().await {
         let remedy = format!(
-            "otherwise wait for its end, then run {} ready again",
+            "otherwise wait until it has ended, then run {} ready again",
             program()
         );
         say("images", bad(format!("{error:#}"), remedy));
@@ -162,7 +162,7 @@ async fn look(engine: &Engine, say: &mut impl FnMut(&str, Finding)) -> Result<()
     Ok(())
 }
 
-/// Whether a container of the talk can have the port, which it gets on all addresses.
+/// Returns whether a container of the talk can publish the port, which `docker run -p` does on all addresses.
 fn is_free(port: u16) -> bool {
     let can_bind = |listener: std::io::Result<_>| match listener {
         Ok(_) => true,
@@ -183,7 +183,12 @@ async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
     let found = match engine.find(image.name).await {
         Ok(Some(found)) => found,
         Ok(None) => return bad("missing", build),
-        Err(error) => return bad(format!("{error:#}"), format!("build it again: {build}")),
+        Err(error) => {
+            return bad(
+                format!("{error:#}"),
+                format!("build the image again: {build}"),
+            );
+        }
     };
     let trial = async {
         let subject: Subject = format!("{}:port={port}:8080", image.name).parse()?;
@@ -212,7 +217,7 @@ async fn runs(engine: &Engine, image: &TutorialImage, port: u16) -> Finding {
             } else {
                 let name = image.name;
                 format!(
-                    "docker run --rm -p {port}:8080 {name} may tell more. To build it again: {build}"
+                    "docker run --rm -p {port}:8080 {name} shows the log. To build the image again: {build}"
                 )
             };
             bad(error, remedy)

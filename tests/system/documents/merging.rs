@@ -8,7 +8,7 @@ const ANY: &str = "…";
 /// Returns what the page should show for this output: the lines shown until now that are still printed,
 /// the printed ones instead of the others, and every `…`.
 ///
-/// Returns `None` if a `…` has no place any more, for example because a line between two of them has changed.
+/// Returns `None` if a `…` would be lost, for example because a line between two of them has changed.
 pub fn merged(printed: &str, shown: &str) -> Option<String> {
     let merged = merge_lines(printed, shown);
     let omissions = |text: &str| text.matches(ANY).count();
